@@ -1,1 +1,42 @@
-fn main() {}
+//! Command line of the inference worker.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+mod commands;
+
+/// Serve BitNet and fp16 language models, compare them, and make them.
+#[derive(Parser)]
+#[command(name = "inference-worker", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a model directory over HTTP (OpenAI API, metrics, internal port).
+    Serve(commands::serve::Args),
+    /// Write the logits of a token sequence as .npy: a parity tool that needs no tokenizer.
+    Logits(commands::logits::Args),
+    /// Make a model pair from nothing: generated text, tokenizer, fp16 teacher, ternary student, probe prompts.
+    Distill(commands::distill::Args),
+    /// Make a candidate with a real fault from a healthy model, and prove on the probes that the fault shows.
+    Damage(commands::damage::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(args) => commands::serve::run(args),
+        Command::Logits(args) => commands::logits::run(args),
+        Command::Distill(args) => commands::distill::run(args),
+        Command::Damage(args) => commands::damage::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Comparison with peers: probe draws, teacher-forced scores, latency pairs, and the job that runs them.

@@ -1,0 +1,1 @@
+//! Vector kernels, chosen at run time; each has a portable twin that it must equal.

@@ -1,0 +1,1 @@
+//! HTTP: the public OpenAI port and the internal port.

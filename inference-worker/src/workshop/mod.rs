@@ -1,0 +1,1 @@
+//! The workshop: text, training, distillation, damage, probes.

@@ -1,0 +1,60 @@
+use super::Buckets;
+use serde::{Deserialize, Serialize};
+
+/// Errors by class. All of these count against a revision; other 4xx and client disconnects count nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ErrorCounts {
+    /// Answers with a 5xx status, except time-outs.
+    pub server: u64,
+    /// Refused because the queue was full (429).
+    pub overloaded: u64,
+    /// Deadline passed before the answer was complete.
+    pub timeout: u64,
+    /// Streams that broke after their first byte.
+    pub broken_stream: u64,
+    /// Logits that were not finite.
+    pub non_finite: u64,
+    /// Answered by another tier because this one failed.
+    pub fallback: u64,
+}
+
+impl ErrorCounts {
+    /// All classes together.
+    pub fn total(&self) -> u64 {
+        self.server + self.overloaded + self.timeout + self.broken_stream + self.non_finite + self.fallback
+    }
+}
+
+/// Cumulative, exact counters of one worker process, live requests only: internal traffic (compare, score, generate)
+/// is not in them. A new `process` means the counters started again at zero.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    /// Random id of this process.
+    pub process: String,
+    /// Seconds since the process became ready for the first time (0 before).
+    pub ready_seconds: f64,
+    /// Time from the arrival of a request to its first token.
+    pub ttft: Buckets,
+    /// Mean time per output token after the first, one observation per finished request with at least two tokens.
+    pub tpot: Buckets,
+    /// Requests that were accepted for counting (client errors and disconnects are taken out again).
+    pub started: u64,
+    /// Requests that ended well.
+    pub finished: u64,
+    /// Requests that ended in an error, by class.
+    pub errors: ErrorCounts,
+    /// Requests running now: those of a crashed process count as errors.
+    pub in_flight: u64,
+    /// Prompt tokens read.
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Answers without a token (shown, not judged).
+    pub empty_answers: u64,
+    /// Answers that ended in a loop of repeated tokens (shown, not judged).
+    pub degenerate_answers: u64,
+    /// Seconds in which the engine worked, all requests and internal work.
+    pub busy_seconds: f64,
+}
