@@ -1,0 +1,1 @@
+//! Lints for plans: what no plan may ever ask for.

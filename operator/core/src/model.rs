@@ -1,0 +1,197 @@
+//! A validated rollout: the single input that later steps read instead of the custom resource.
+
+use crate::{Span, evidence::Gate};
+use std::fmt;
+
+/// Name of a revision, `<rollout>-<10 base32 characters>`: also the name of its Deployment and Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(pub String);
+
+impl Revision {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A rollout after `validate`: every reference resolved, every default applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rollout {
+    /// Namespace of the custom resource and of everything that belongs to it.
+    pub namespace: String,
+    /// Name of the custom resource.
+    pub name: String,
+    /// UID of the custom resource.
+    pub uid: String,
+    /// `metadata.generation` that this value was made from.
+    pub generation: i64,
+    /// A deletion timestamp is set.
+    pub deleting: bool,
+    /// `spec.paused`.
+    pub paused: bool,
+    /// The fp16 reference and last resort.
+    pub baseline: Serving,
+    /// What should serve. Equal to `baseline.revision` where the spec asks for the baseline itself.
+    pub model: Serving,
+    /// Where its traffic comes from.
+    pub route: RouteTarget,
+    /// How the model is brought in.
+    pub strategy: Strategy,
+    /// The judge.
+    pub gate: Gate,
+    /// How long the old stable's pods stay after a promotion.
+    pub scale_down_delay: Span,
+    /// Limit of waiting for cluster objects (pods, endpoints, route acceptance) before a roll back.
+    pub progress_deadline: Span,
+    /// What deletion leaves behind.
+    pub deletion_policy: DeletionPolicy,
+}
+
+impl Rollout {
+    /// The latch key of an attempt: `<uid>/<candidate revision>/<attempt>`.
+    pub fn latch_key(&self, candidate: &Revision, attempt: u32) -> LatchKey {
+        LatchKey { uid: self.uid.clone(), revision: candidate.clone(), attempt }
+    }
+}
+
+/// One model with its serving settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Serving {
+    /// Name made from a hash of source, precision, pool and serving as the user gave them.
+    pub revision: Revision,
+    /// Where the model files come from.
+    pub source: Source,
+    /// `ternary`, `binary`, `mixed`, `fp16` or `auto`.
+    pub precision: String,
+    /// Name of a node pool that the admin declared.
+    pub pool: String,
+    /// Pods that carry 100 % of the traffic.
+    pub replicas: u32,
+    /// Settings of the worker.
+    pub settings: Settings,
+}
+
+/// Where model files come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An OCI image, mounted read-only as an image volume; the reference carries its digest.
+    Image(String),
+    /// A directory of a PersistentVolumeClaim; the worker verifies the model digest.
+    Claim {
+        /// Name of the claim in the rollout's namespace.
+        claim: String,
+        /// Path inside the claim.
+        path: String,
+        /// Model digest, lower-case hex SHA-256.
+        digest: String,
+    },
+}
+
+/// Settings of the worker after defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Largest decode batch, 1..=256.
+    pub max_batch: u32,
+    /// How long a batch may wait to fill.
+    pub batch_wait: Span,
+    /// Longest sequence in tokens; `None`: what the model files say.
+    pub context_length: Option<u32>,
+}
+
+/// The rule whose backends the operator sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteTarget {
+    /// One rule of a route that the user owns; `rule: None` means the only rule.
+    Adopt {
+        /// Name of the HTTPRoute.
+        http_route: String,
+        /// Name of the rule.
+        rule: Option<String>,
+    },
+    /// A route of our own, named like the rollout, attached to this Gateway.
+    Own {
+        /// Name of the Gateway in the rollout's namespace.
+        gateway: String,
+        /// Host names of the route; empty: all.
+        hostnames: Vec<String>,
+    },
+}
+
+impl RouteTarget {
+    /// Name of the HTTPRoute, given the rollout's name.
+    pub fn route_name<'a>(&'a self, rollout: &'a str) -> &'a str {
+        match self {
+            Self::Adopt { http_route, .. } => http_route,
+            Self::Own { .. } => rollout,
+        }
+    }
+}
+
+/// How a model is brought in. Blue-green and A/B are refused by validation until they have landed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Rising weights.
+    Canary(Canary),
+}
+
+/// The steps of a canary below 100 %; reaching 100 is the promotion and no step of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Canary {
+    /// At least one step; weights rise strictly, each 1..=99.
+    pub steps: Vec<CanaryStep>,
+}
+
+/// One step of a canary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CanaryStep {
+    /// Share of the traffic for the candidate, 1..=99.
+    pub weight: u32,
+    /// Least time at this weight.
+    pub duration: Span,
+    /// Wait for the verb `promote` after the step's time.
+    pub pause: bool,
+}
+
+/// What the deletion of the custom resource leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeletionPolicy {
+    /// The route as it was before, where its original backends are ready; otherwise as `Orphan`.
+    Delete,
+    /// The serving revision and the route on it.
+    Orphan,
+}
+
+/// `<uid>/<candidate revision>/<attempt>`: what a rollback latches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LatchKey {
+    /// UID of the rollout.
+    pub uid: String,
+    /// The candidate's revision.
+    pub revision: Revision,
+    /// The attempt.
+    pub attempt: u32,
+}
+
+impl fmt::Display for LatchKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.uid, self.revision, self.attempt)
+    }
+}
+
+impl LatchKey {
+    /// Reads the annotation's form; `None` if it is not one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let (uid, revision, attempt) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() || uid.is_empty() || revision.is_empty() {
+            return None;
+        }
+        Some(Self { uid: uid.into(), revision: Revision(revision.into()), attempt: attempt.parse().ok()? })
+    }
+}

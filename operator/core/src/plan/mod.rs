@@ -1,0 +1,196 @@
+//! `plan(&Rollout, &State, &Observation, now) -> Plan`: total, pure, complete.
+//!
+//! A [`Plan`] is a whole document: what must exist, the one route write, what may shrink, the next [`State`], what to
+//! ask of the workers, and a [`Report`]. `apply` executes it in the order of its fields and takes no decision.
+
+use crate::{
+    Span, Time,
+    evidence::Assessment,
+    model::{LatchKey, Revision, Rollout},
+    observation::{Ledger, StoredDecision, Verb},
+    report::{Note, Report},
+};
+
+mod state;
+
+pub use state::{State, StateError};
+
+/// A complete plan. Fields are in the order of execution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The finalizer must be on the custom resource (`true`) or must go now (`false`, last step of a deletion).
+    pub finalizer: bool,
+    /// Deployments and Services that must exist with at least these replicas (capacity grows before traffic moves).
+    pub grow: Vec<Grow>,
+    /// The one write of the route, if any.
+    pub shift: Option<RouteWrite>,
+    /// The ledger's decision whose RolloutDecision object does not exist yet: it is created from the stored text.
+    pub record: Option<StoredDecision>,
+    /// What may go: only after traffic has left it, the gateway confirmed, and a drain interval passed.
+    pub shrink: Vec<Shrink>,
+    /// The probe job to post.
+    pub probe: Option<ProbeJob>,
+    /// Events, emitted after the status was written.
+    pub events: Vec<Event>,
+    /// The next state.
+    pub state: State,
+    /// Verbs answered by this plan (their annotations are removed).
+    pub answered: Vec<Answered>,
+    /// The last assessment, for status and metrics.
+    pub assessment: Option<Assessment>,
+    /// Why.
+    pub report: Report,
+    /// When to look again at the latest.
+    pub requeue_after: Span,
+}
+
+/// A revision that must exist.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grow {
+    /// Its serving settings (source, pool, …).
+    pub serving: crate::model::Serving,
+    /// Least replicas; `None`: leave the number alone (autoscaled, or already larger).
+    pub replicas: Option<u32>,
+    /// It carries the baseline label.
+    pub baseline: bool,
+}
+
+/// The one conditional write of the route.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouteWrite {
+    /// Create our own route with these backends.
+    Create {
+        /// Backends and weights, sum 100.
+        backends: Vec<(Revision, u32)>,
+        /// The annotations.
+        ledger: Ledger,
+    },
+    /// Replace the backends of our rule and our annotations (adoption keeps the originals in an annotation).
+    Set {
+        /// Backends and weights, sum 100, every weight explicit.
+        backends: Vec<(Revision, u32)>,
+        /// The annotations, epoch already raised.
+        ledger: Ledger,
+        /// First write: keep the original backends in an annotation.
+        adopt: bool,
+        /// The verdict that this very write carries: rendered into the `decision` annotation (then
+        /// `ledger.decision` is not yet it). `None`: the annotation stays as it is.
+        decision: Option<Box<DecisionRecord>>,
+    },
+    /// Put the original backends back and remove our annotations (deletion).
+    Restore,
+    /// Remove our annotations, leave the backends as they are (deletion with `Orphan`).
+    Release,
+    /// Delete our own route (deletion).
+    Delete,
+}
+
+/// A revision that may shrink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shrink {
+    /// Scale its Deployment to 0, keep the objects.
+    ToZero(Revision),
+    /// Delete its Deployment and Service.
+    Delete(Revision),
+    /// Remove our ownerReferences from its Deployment and Service (orphaning).
+    Orphan(Revision),
+}
+
+/// A comparison to ask of one candidate pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeJob {
+    /// Name of the job: the same key on another pod draws the same prompts.
+    pub key: String,
+    /// Tick in which it was first asked.
+    pub tick: u32,
+    /// The candidate pod.
+    pub pod: String,
+    /// The candidate.
+    pub candidate: Revision,
+    /// The fp16 baseline (quality).
+    pub baseline: Revision,
+    /// The revision that serves beside the candidate (paired latency).
+    pub stable: Revision,
+    /// Attempt.
+    pub attempt: u32,
+}
+
+/// An event on the custom resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `Warning` instead of `Normal`.
+    pub warning: bool,
+    /// Reason and words.
+    pub note: Note,
+}
+
+/// A verb that was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The verb.
+    pub verb: Verb,
+    /// Id of the request.
+    pub id: String,
+    /// What was done, or why nothing was.
+    pub outcome: String,
+}
+
+/// What ended an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The candidate is the new stable.
+    Promoted,
+    /// Traffic is back, the attempt is latched.
+    RolledBack,
+    /// Undecided at the deadline: weight 0, not latched.
+    Inconclusive,
+}
+
+impl Verdict {
+    /// Name as in status and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promoted => "Promoted",
+            Self::RolledBack => "RolledBack",
+            Self::Inconclusive => "Inconclusive",
+        }
+    }
+}
+
+/// The record of one verdict: what the route's `decision` annotation and the RolloutDecision object hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecisionRecord {
+    /// hash(uid, candidate revision, attempt, verdict) as a DNS label: the name of the object.
+    pub id: String,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// Attempt that it ends.
+    pub key: LatchKey,
+    /// Step and weight at which it was decided.
+    pub step: u32,
+    /// Weight of the candidate when it was decided.
+    pub weight: u32,
+    /// The rule that fired.
+    pub note: Note,
+    /// Who asked: `gate`, `deadline`, or the `by` of a verb.
+    pub by: String,
+    /// Stable and baseline at that time.
+    pub stable: Revision,
+    /// The fp16 baseline.
+    pub baseline: Revision,
+    /// When.
+    pub at: Time,
+    /// Tick in which it was decided.
+    pub tick: u32,
+    /// Signals at that time.
+    pub assessment: Option<Assessment>,
+    /// Hash of the gate's parameters.
+    pub parameters: String,
+    /// Hash of the probe set.
+    pub probe_set: String,
+}
+
+/// Does the next `plan` want a [`crate::observation::Sample`]? True when the state has an attempt whose next tick is due.
+pub fn tick_due(rollout: &Rollout, state: &State, now: Time) -> bool {
+    state.attempt.as_ref().is_some_and(|a| now - a.last_tick >= rollout.gate.interval)
+}

@@ -1,0 +1,1 @@
+//! Sequential statistics: e-processes for bounded means, shares, and block votes; restart mixtures; histograms.
