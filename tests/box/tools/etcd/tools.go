@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package tools pins the packages that the cluster in a box compiles.
+// Package tools pins the packages that the cluster in a box compiles (see tests/src/cluster/tools.rs).
 package tools
 
 import (
