@@ -3,7 +3,9 @@
 //! [`Gate`] is the resolved gate, [`Tick`] what one tick saw, [`Evidence`] the state (< 4 KB encoded), [`Assessment`]
 //! what follows. The rules are those of the statistics page in `docs/`; the engines are in [`crate::stats`].
 
+pub mod codec;
 mod judge;
+mod parameters;
 
 pub use judge::Evidence;
 
@@ -203,6 +205,9 @@ pub struct Tick {
     pub until_last_step: Span,
     /// Weight of the candidate at the last step.
     pub last_weight: u32,
+    /// Dwell time of the current step (of the first one before it): an arm without a live request for so long is
+    /// without traffic.
+    pub step_duration: Span,
     /// Ready pods of the candidate.
     pub ready_candidate: u32,
     /// Ready pods of stable.
@@ -321,6 +326,8 @@ pub struct Assessment {
     pub quality_proven: bool,
     /// Live requests seen in both arms at the current weight (fresh data for an intermediate step).
     pub fresh: bool,
+    /// An arm has had no live request for a whole step: the gate's `on_no_traffic` applies.
+    pub no_traffic: bool,
     /// The history is not complete yet: live tests have not started.
     pub history_pending: bool,
     /// What promotion still waits for, one line each, most important first.
