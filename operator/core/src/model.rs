@@ -4,7 +4,7 @@ use crate::{Span, evidence::Gate};
 use std::fmt;
 
 /// Name of a revision, `<rollout>-<10 base32 characters>`: also the name of its Deployment and Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(pub String);
 
 impl Revision {

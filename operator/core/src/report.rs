@@ -108,6 +108,24 @@ pub enum Reason {
     BaselineEditWaits,
     /// Someone else changed the weights.
     WeightsChanged,
+    /// The route was taken over, baseline at 100 %.
+    Adopted,
+    /// The spec no longer asks for the candidate: its traffic went back without a verdict.
+    Withdrawn,
+    /// Stable has no ready endpoint: its traffic is on fp16 until it is back.
+    StableLost,
+    /// The gate's parameters or the probe set changed: a new test with half the error budget.
+    Reconfigured,
+    /// The deadline passed and the gate asks to go on.
+    Extended,
+    /// A verb was answered.
+    VerbAnswered,
+    /// Deletion left a revision behind that goes on serving.
+    Orphaned,
+    /// Fewer than 3 pods in an arm: one bad node weighs much.
+    FewPods,
+    /// The namespace is being deleted.
+    NamespaceTerminating,
 }
 
 impl Reason {

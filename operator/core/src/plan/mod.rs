@@ -13,7 +13,7 @@ use crate::{
 
 mod state;
 
-pub use state::{State, StateError};
+pub use state::{Attempt, Seen, State, StateError};
 
 /// A complete plan. Fields are in the order of execution.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +79,8 @@ pub enum RouteWrite {
     },
     /// Put the original backends back and remove our annotations (deletion).
     Restore,
-    /// Remove our annotations, leave the backends as they are (deletion with `Orphan`).
+    /// Remove our annotations (and our ownerReference from an own route), leave the backends as they are (deletion with
+    /// `Orphan`).
     Release,
     /// Delete our own route (deletion).
     Delete,
@@ -90,6 +91,8 @@ pub enum RouteWrite {
 pub enum Shrink {
     /// Scale its Deployment to 0, keep the objects.
     ToZero(Revision),
+    /// Scale its Deployment down to this number, at least 1: the spec asks for fewer replicas.
+    To(Revision, u32),
     /// Delete its Deployment and Service.
     Delete(Revision),
     /// Remove our ownerReferences from its Deployment and Service (orphaning).
@@ -190,7 +193,8 @@ pub struct DecisionRecord {
     pub probe_set: String,
 }
 
-/// Does the next `plan` want a [`crate::observation::Sample`]? True when the state has an attempt whose next tick is due.
+/// Does the next `plan` want a [`crate::observation::Sample`]? True when the state has an attempt whose next tick is
+/// due. A pair that cannot be compared takes no more ticks.
 pub fn tick_due(rollout: &Rollout, state: &State, now: Time) -> bool {
-    state.attempt.as_ref().is_some_and(|a| now - a.last_tick >= rollout.gate.interval)
+    state.attempt.as_ref().is_some_and(|a| a.mismatch.is_none() && now - a.last_tick >= rollout.gate.interval)
 }

@@ -15,8 +15,32 @@ pub struct State {
     pub confirmed_epoch: u64,
     /// The verb `pause` is in force.
     pub paused: bool,
-    /// Ids of the last verbs that were acted on, newest last, at most 8.
+    /// Marks (16 hex digits) of the ids of the last verbs that were acted on, newest last, at most 8.
     pub verbs: Vec<String>,
+    /// The route as we last wrote or read it: tells a change by hand from a write of ours, and brings the pointers
+    /// back where somebody deleted the route.
+    pub seen: Option<Seen>,
+    /// When weights changed by hand were put back, within the last minute, at most 3.
+    pub reverts: Vec<Time>,
+    /// When a deletion let go of the route: the clock of the last drain.
+    pub released_at: Option<Time>,
+}
+
+/// The part of the route that is ours, at one epoch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// The ledger's epoch.
+    pub epoch: u64,
+    /// The ledger's `stable`.
+    pub stable: Revision,
+    /// The ledger's `candidate`.
+    pub candidate: Option<Revision>,
+    /// The ledger's `attempt`.
+    pub attempt: u32,
+    /// The revision and the attempt in the ledger's `rollback_of`.
+    pub rollback_of: Option<(Revision, u32)>,
+    /// Backends of our rule, at most 8.
+    pub weights: Vec<(Revision, u32)>,
 }
 
 /// A running attempt.
@@ -26,16 +50,18 @@ pub struct Attempt {
     pub candidate: Revision,
     /// Its number.
     pub number: u32,
+    /// The fp16 baseline that it is compared with: another one is another test.
+    pub against: Revision,
     /// Ticks that were taken.
     pub tick: u32,
-    /// When the last one was taken (or the attempt began).
+    /// When the last one was taken (or one interval before the attempt began: its first tick is due at once).
     pub last_tick: Time,
+    /// Ticks that the gate's deadline does not count: pauses, the tests before a reconfiguration, extensions.
+    pub excused: u32,
     /// When the current step's weight was confirmed; `None`: not yet.
     pub step_since: Option<Time>,
     /// `promote` was asked at this step.
     pub step_released: bool,
-    /// Number of weight changes so far.
-    pub weight_changes: u32,
     /// How often the tripwire or a lost candidate took the weight away.
     pub trips: u32,
     /// Consecutive ticks with ready candidate pods since the last trip.
@@ -44,12 +70,22 @@ pub struct Attempt {
     pub tripped: bool,
     /// The outstanding comparison.
     pub job: Option<ProbeJob>,
+    /// The pod that was asked last: the next job goes to the one after it.
+    pub last_pod: String,
     /// The probe set that was pinned.
     pub probe_set: Option<String>,
+    /// Another probe set, reported by the last result: reported twice in a row it is one reconfiguration.
+    pub other_probe_set: Option<String>,
+    /// The last result came from a worker without a probe set.
+    pub probe_set_missing: bool,
     /// The two models were found comparable.
     pub comparable: bool,
-    /// The sequential evidence.
-    pub evidence: Evidence,
+    /// Why they cannot be compared, in words; then nothing is asked any more.
+    pub mismatch: Option<String>,
+    /// Reconfigurations so far: the k-th test runs at alpha / 2^k.
+    pub reconfigurations: u32,
+    /// The sequential evidence; `None`: it starts (again) with the next tick.
+    pub evidence: Option<Evidence>,
 }
 
 /// Why a stored state was not taken.
@@ -63,9 +99,6 @@ pub enum StateError {
         /// Version of this build.
         expected: u32,
     },
-    /// The gate's parameters changed since it was written.
-    #[error("the gate's parameters changed since the evidence was stored: a new test begins")]
-    Parameters,
     /// Truncated or garbled.
     #[error("the stored evidence cannot be read ({0}): evidence starts again")]
     Garbled(&'static str),
