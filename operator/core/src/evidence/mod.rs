@@ -4,6 +4,7 @@
 //! what follows. The rules are those of the statistics page in `docs/`; the engines are in [`crate::stats`].
 
 pub mod codec;
+pub mod combine;
 mod judge;
 mod parameters;
 

@@ -1,0 +1,47 @@
+//! How many samples a decision will need: rules of thumb for display, within about 30 % of simulation.
+
+/// What must be collected: ln(1/α), and the usual overshoot at a crossing.
+pub fn needed_evidence(alpha: f64) -> f64 {
+    (1.0 / alpha).ln() + 1.5
+}
+
+/// Observations of a bounded mean that lies `gap` > 0 on the claim's side of its threshold; `scale` is the distance from
+/// the threshold to the bound on the other side (what a single observation can cost).
+pub fn bounded_mean(alpha: f64, gap: f64, variance: f64, scale: f64) -> Option<u64> {
+    if !(gap > 0.0 && variance >= 0.0 && scale > 0.0) {
+        return None;
+    }
+    count(needed_evidence(alpha) * (2.0 * (variance + gap * gap) / (gap * gap)).max(scale / gap))
+}
+
+/// Observations of a share θ tested against `p`.
+pub fn share(alpha: f64, theta: f64, p: f64) -> Option<u64> {
+    let part = |x: f64, y: f64| if x == 0.0 { 0.0 } else { x * (x / y).ln() };
+    let divergence = part(theta, p) + part(1.0 - theta, 1.0 - p);
+    if divergence > 1e-12 { count(needed_evidence(alpha) / divergence) } else { None }
+}
+
+/// Blocks whose votes have mean `mean` > 0 on the claim's side. A block gives at most ln 2.
+pub fn votes(alpha: f64, mean: f64, variance: f64) -> Option<u64> {
+    if mean > 0.0 {
+        let evidence = needed_evidence(alpha);
+        count((2.0 * evidence * (variance + mean * mean) / (mean * mean)).max(evidence / std::f64::consts::LN_2))
+    } else {
+        None
+    }
+}
+
+/// Requests per arm that separate an error excess from its margin, at these error rates.
+pub fn error_excess(alpha: f64, candidate: f64, stable: f64, margin: f64) -> Option<u64> {
+    let gap = margin - (candidate - stable);
+    if gap == 0.0 {
+        return None;
+    }
+    // Where no error was seen, a rate far below the margin keeps the formula finite.
+    let rates = (candidate + stable).max(margin / 4.0);
+    count(2.0 * needed_evidence(alpha) * rates / (gap * gap))
+}
+
+fn count(n: f64) -> Option<u64> {
+    (n.is_finite() && n < 1e12).then(|| n.ceil() as u64)
+}

@@ -1,0 +1,131 @@
+//! Confidence sequences: intervals that hold at all times at once. For display; decisions are taken on e-values.
+
+use statrs::function::beta::ln_beta;
+
+/// Two-sided empirical-Bernstein sequence for the mean of values in [0, 1] (predictable mixture), in seven numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MeanSequence {
+    n: f64,
+    sum: f64,
+    squares: f64,
+    bets: f64,
+    bets_x: f64,
+    below: f64,
+    above: f64,
+}
+
+impl MeanSequence {
+    /// Takes a value; it is clipped to [0, 1], NaN is 0. `alpha` is 1 − level, the same at every call.
+    pub fn add(&mut self, x: f64, alpha: f64) {
+        let x = x.max(0.0).min(1.0);
+        let ln = (2.0 / alpha).ln();
+        let before = self.n;
+        let n = before + 1.0;
+        let variance = (0.25 + self.squares) / n;
+        let bet = (2.0 * ln / (variance * n * n.ln_1p())).sqrt().min(0.5);
+        let psi = -(-bet).ln_1p() - bet;
+        let (mean, mirrored) = if before > 0.0 { (self.sum / before, 1.0 - self.sum / before) } else { (0.0, 0.0) };
+        self.bets += bet;
+        self.bets_x += bet * x;
+        self.below += (x - mean).powi(2) * psi;
+        self.above += (1.0 - x - mirrored).powi(2) * psi;
+        self.n = n;
+        self.sum += x;
+        self.squares += (x - (0.5 + self.sum) / (n + 1.0)).powi(2);
+    }
+
+    /// Values so far.
+    pub fn count(&self) -> u64 {
+        self.n as u64
+    }
+
+    /// Their mean.
+    pub fn mean(&self) -> Option<f64> {
+        (self.n > 0.0).then(|| self.sum / self.n)
+    }
+
+    /// Their variance, shrunk towards ¼ by one value.
+    pub fn variance(&self) -> f64 {
+        (0.25 + self.squares) / (self.n + 1.0)
+    }
+
+    /// The interval; [0, 1] without values.
+    pub fn interval(&self, alpha: f64) -> (f64, f64) {
+        if self.n == 0.0 {
+            return (0.0, 1.0);
+        }
+        let ln = (2.0 / alpha).ln();
+        let lower = (self.bets_x - ln - self.below) / self.bets;
+        let upper = 1.0 - (self.bets - self.bets_x - ln - self.above) / self.bets;
+        (lower.clamp(0.0, 1.0), upper.clamp(0.0, 1.0))
+    }
+
+    /// Stored form.
+    pub fn to_parts(&self) -> [f64; 7] {
+        [self.n, self.sum, self.squares, self.bets, self.bets_x, self.below, self.above]
+    }
+
+    /// From the stored form.
+    pub fn from_parts([n, sum, squares, bets, bets_x, below, above]: [f64; 7]) -> Self {
+        Self { n, sum, squares, bets, bets_x, below, above }
+    }
+}
+
+/// Number of observations at which [`share_interval`] is narrowest.
+const SHARE_PLANNED: f64 = 500.0;
+
+/// Two-sided confidence sequence for the probability of an event seen `successes` times in `n`: the p against which a
+/// beta-binomial mixture has no e-value of 1/α. Absolute error below 1e-9.
+pub fn share_interval(successes: u64, n: u64, alpha: f64) -> (f64, f64) {
+    let successes = successes.min(n);
+    if n == 0 {
+        return (0.0, 1.0);
+    }
+    // Concentration of the mixing distribution, optimal for `SHARE_PLANNED` observations at level .95.
+    let ln = (1.0f64 / 0.05).ln();
+    let concentration = (SHARE_PLANNED / (2.0 * ln + (1.0 + 2.0 * ln).ln()) - 1.0).max(1e-3);
+    let (s, f) = (successes as f64, (n - successes) as f64);
+    let excess = |p: f64| {
+        let (a, b) = (p * concentration, (1.0 - p) * concentration);
+        ln_beta(a + s, b + f) - ln_beta(a, b) - s * p.ln() - f * (-p).ln_1p() + alpha.ln()
+    };
+    let estimate = s / (s + f);
+    let lower = if successes == 0 { 0.0 } else { crossing(&excess, TINY, estimate) };
+    let upper = if successes == n { 1.0 } else { crossing(&excess, 1.0 - TINY, estimate) };
+    (lower, upper)
+}
+
+const TINY: f64 = 1e-12;
+
+/// The point between `outside` (rejected) and `inside` (not rejected) at which `excess` changes its sign, by the
+/// Illinois variant of false position; `outside` itself where nothing is rejected.
+fn crossing(excess: &impl Fn(f64) -> f64, outside: f64, inside: f64) -> f64 {
+    let inside = inside.clamp(TINY, 1.0 - TINY);
+    let (mut a, mut b) = (outside, inside);
+    let (mut at_a, mut at_b) = (excess(a), excess(b));
+    if at_a <= 0.0 || at_b >= 0.0 {
+        return outside.round();
+    }
+    // An end that stays twice in a row has its value halved: that is what makes false position superlinear.
+    let mut last = 0.0;
+    for _ in 0..100 {
+        let c = (a * at_b - b * at_a) / (at_b - at_a);
+        let at_c = excess(c);
+        if (a - b).abs() < 1e-13 || at_c == 0.0 {
+            return c;
+        }
+        if at_c > 0.0 {
+            (a, at_a) = (c, at_c);
+            if last > 0.0 {
+                at_b /= 2.0;
+            }
+        } else {
+            (b, at_b) = (c, at_c);
+            if last < 0.0 {
+                at_a /= 2.0;
+            }
+        }
+        last = at_c;
+    }
+    f64::midpoint(a, b)
+}
