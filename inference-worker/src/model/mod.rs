@@ -1,1 +1,88 @@
 //! Model formats, the loader, and the one forward pass that serving and training tools share.
+//!
+//! A model is a directory as on the Hugging Face hub: config.json, one or several safetensors files, and for serving
+//! tokenizer.json. [`Model::load`] reads it, [`Model::forward`] runs batches of [`Step`]s, each with its own
+//! [`KvCache`]; [`Text`] turns text into token ids and back. A forward pass runs on the calling thread.
+//!
+//! What is not here: sampling, scheduling, threads.
+
+mod cache;
+mod config;
+mod digest;
+mod error;
+mod forward;
+mod linear;
+mod load;
+mod text;
+mod weights;
+
+pub use cache::KvCache;
+pub use config::{Activation, LinearKind, ModelConfig, ScaleRule};
+pub use digest::digest;
+pub use error::{ForwardError, LoadError, TensorFault, TextError};
+pub use forward::{Step, Want};
+pub use text::{ChatMessage, Text, TextStream};
+
+use crate::kernels::{Dense, Kernels};
+use linear::Linear;
+
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Most positions of one sequence, if fewer than the model was made for; from 1 to `max_position_embeddings`.
+    pub context: Option<usize>,
+    /// Kernels to use instead of the fastest that the CPU runs.
+    pub kernels: Option<Kernels>,
+}
+
+/// A loaded model. Immutable: threads may share it.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    kernels: Kernels,
+    embedding: Dense,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    /// `None`: the embedding is the head.
+    head: Option<Dense>,
+}
+
+/// Weights of one decoder layer.
+#[derive(Debug)]
+struct Layer {
+    input_norm: Vec<f32>,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    /// Before the output projection; the BitNet class has it.
+    attention_sub_norm: Option<Vec<f32>>,
+    output: Linear,
+    post_attention_norm: Vec<f32>,
+    gate: Linear,
+    up: Linear,
+    /// Before the down projection; the BitNet class has it.
+    ffn_sub_norm: Option<Vec<f32>>,
+    down: Linear,
+}
+
+impl Model {
+    /// Shape and arithmetic; `context` is the one in force.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Precision of the decoder's linear layers: `ternary`, `fp16`, `bf16` or `fp32`.
+    pub fn precision(&self) -> &'static str {
+        self.layers.first().map_or("fp32", |layer| layer.query.precision())
+    }
+
+    /// Name of the kernels in use: `avx2` or `portable`.
+    pub fn kernel(&self) -> &'static str {
+        self.kernels.name()
+    }
+
+    /// An empty cache for one sequence of at most `capacity` tokens; the model's context bounds it.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache::new(&self.config, capacity)
+    }
+}

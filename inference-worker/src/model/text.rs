@@ -1,0 +1,256 @@
+//! Tokenizer and chat template of a model directory.
+
+use super::config::{ModelConfig, read_json};
+use super::digest::hex;
+use super::{LoadError, TextError};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use tokenizers::Tokenizer;
+
+/// Steps a chat template may take: a real one takes some hundreds per message.
+const TEMPLATE_FUEL: u64 = 10_000_000;
+/// Tokens that a stream holds back while they decode to an incomplete character; a character has at most four bytes,
+/// and a byte-level token at least one.
+const HELD_BACK: usize = 8;
+const TEMPLATE: &str = "chat";
+
+/// Tokenizer and chat template. Cheap to clone; safe to share between threads.
+#[derive(Clone)]
+pub struct Text {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Arc<Environment<'static>>>,
+    special: Arc<BTreeMap<&'static str, String>>,
+    tokenizer_hash: String,
+    template_hash: String,
+}
+
+/// One message of a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, or what the template knows besides.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+impl Text {
+    /// Reads tokenizer.json and, where there is one, the chat template: chat_template.jinja, else the field
+    /// `chat_template` of tokenizer_config.json.
+    ///
+    /// # Errors
+    /// [`LoadError`] if a file is missing or malformed, if the template does not compile, or if the tokenizer has ids
+    /// that the embedding of config.json has not.
+    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        let path = dir.join("tokenizer.json");
+        let bytes = fs::read(&path).map_err(|source| LoadError::Read {
+            path: path.clone(),
+            remedy: "a served model needs its tokenizer.json; export it from the original tokenizer",
+            source,
+        })?;
+        let mut tokenizer =
+            Tokenizer::from_bytes(&bytes).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
+        // Limits belong to the server: a tokenizer that cuts or fills texts would answer another prompt than was asked.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
+        let vocab_size = ModelConfig::load(dir)?.vocab_size;
+        if let Some(largest) = tokenizer.get_vocab(true).into_values().max().filter(|id| *id as usize >= vocab_size) {
+            return Err(LoadError::Config {
+                path,
+                field: "vocab".to_owned(),
+                problem: format!(
+                    "has id {largest} but the model's embedding has {vocab_size} rows (vocab_size of config.json)"
+                ),
+                remedy: "use the tokenizer that the model was trained with".to_owned(),
+            });
+        }
+        let (template, special) = read_template(dir)?;
+        let template_hash = hex(&Sha256::digest(template.as_ref().map_or("", |(_, source)| source)));
+        let template = match template {
+            None => None,
+            Some((path, source)) => Some(Arc::new(
+                environment(source).map_err(|source| LoadError::Template { path: dir.join(path), source })?,
+            )),
+        };
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            template,
+            special: Arc::new(special),
+            tokenizer_hash: hex(&Sha256::digest(&bytes)),
+            template_hash,
+        })
+    }
+
+    /// Token ids of a prompt, with the special tokens that the tokenizer adds (for example a leading BOS).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.ids(text, true)
+    }
+
+    /// Token ids of a rendered chat: nothing is added, because the template writes its special tokens itself.
+    pub fn encode_chat(&self, rendered: &str) -> Result<Vec<u32>, TextError> {
+        self.ids(rendered, false)
+    }
+
+    fn ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self.tokenizer.encode_fast(text, add_special).map_err(TextError::Tokenizer)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of token ids, without special tokens. Incomplete UTF-8 becomes U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.tokenizer.decode(ids, true).map_err(TextError::Tokenizer)
+    }
+
+    /// A decoder for one generation that never cuts a character in two.
+    pub fn stream(&self) -> TextStream {
+        TextStream { tokenizer: Arc::clone(&self.tokenizer), ids: Vec::new(), context: 0, sent: 0 }
+    }
+
+    /// Whether the model has a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The prompt of a chat, as the model's template writes it; `add_generation_prompt` opens the assistant's answer.
+    /// Encode it with [`Text::encode_chat`].
+    ///
+    /// # Errors
+    /// [`TextError::NoTemplate`] without a template; [`TextError::Template`] if the template refuses the messages.
+    pub fn chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
+        let environment = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|m| Value::from_iter([("role", Value::from(&m.role)), ("content", Value::from(&m.content))]))
+            .collect();
+        let mut context = BTreeMap::from([
+            ("messages", Value::from(messages)),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ]);
+        context.extend(self.special.iter().map(|(name, text)| (*name, Value::from(text))));
+        let template = environment.get_template(TEMPLATE).map_err(TextError::Template)?;
+        template.render(Value::from(context)).map_err(TextError::Template)
+    }
+
+    /// SHA-256 of tokenizer.json, in lower-case hex.
+    pub fn tokenizer_hash(&self) -> &str {
+        &self.tokenizer_hash
+    }
+
+    /// SHA-256 of the chat template's text, in lower-case hex; of the empty text where there is no template.
+    pub fn template_hash(&self) -> &str {
+        &self.template_hash
+    }
+}
+
+/// Decodes one generation token by token; see [`Text::stream`].
+pub struct TextStream {
+    tokenizer: Arc<Tokenizer>,
+    ids: Vec<u32>,
+    /// `ids[context..sent]` were sent and are decoded again with what follows, because a token's text can depend on
+    /// the token before it (leading spaces).
+    context: usize,
+    /// `ids[sent..]` are held back.
+    sent: usize,
+}
+
+impl TextStream {
+    /// Takes the next token; returns the text that is now complete, if any.
+    pub fn push(&mut self, id: u32) -> Result<Option<String>, TextError> {
+        self.ids.push(id);
+        self.take(self.ids.len() - self.sent >= HELD_BACK)
+    }
+
+    /// Ends the generation: returns what was held back, incomplete characters as U+FFFD.
+    pub fn finish(&mut self) -> Result<Option<String>, TextError> {
+        self.take(true)
+    }
+
+    fn take(&mut self, all: bool) -> Result<Option<String>, TextError> {
+        let before = self.tokenizer.decode(&self.ids[self.context..self.sent], true).map_err(TextError::Tokenizer)?;
+        let after = self.tokenizer.decode(&self.ids[self.context..], true).map_err(TextError::Tokenizer)?;
+        let Some(new) = after.strip_prefix(before.as_str()) else {
+            // A decoder that rewrites what was sent can only go on from here.
+            self.context = self.sent;
+            return if all { self.restart() } else { Ok(None) };
+        };
+        if !all && new.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(None);
+        }
+        if new.is_empty() {
+            // Special tokens have no text and hold nothing back.
+            self.sent = self.ids.len();
+            return Ok(None);
+        }
+        self.context = self.sent;
+        self.sent = self.ids.len();
+        Ok(Some(new.to_owned()))
+    }
+
+    fn restart(&mut self) -> Result<Option<String>, TextError> {
+        let text = self.tokenizer.decode(&self.ids[self.sent..], true).map_err(TextError::Tokenizer)?;
+        self.context = self.ids.len();
+        self.sent = self.ids.len();
+        Ok(Some(text).filter(|text| !text.is_empty()))
+    }
+}
+
+/// The template with the file it came from, and the special tokens by their names in templates.
+type Template = (Option<(&'static str, String)>, BTreeMap<&'static str, String>);
+
+fn read_template(dir: &Path) -> Result<Template, LoadError> {
+    const JINJA: &str = "chat_template.jinja";
+    const CONFIG: &str = "tokenizer_config.json";
+    let config: serde_json::Value = match dir.join(CONFIG) {
+        path if path.exists() => read_json(&path, "tokenizer configuration")?,
+        _ => serde_json::Value::Null,
+    };
+    let mut special = BTreeMap::new();
+    for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
+        let token = &config[name];
+        if let Some(text) = token.as_str().or_else(|| token["content"].as_str()) {
+            special.insert(name, text.to_owned());
+        }
+    }
+    let path = dir.join(JINJA);
+    if path.exists() {
+        let source = fs::read_to_string(&path).map_err(|source| LoadError::Read {
+            path,
+            remedy: "make it readable UTF-8 text, or remove it to serve /v1/completions only",
+            source,
+        })?;
+        return Ok((Some((JINJA, source)), special));
+    }
+    let field = &config["chat_template"];
+    let named = || {
+        let list = field.as_array()?;
+        list.iter().find(|one| one["name"] == "default")?["template"].as_str()
+    };
+    let source = field.as_str().or_else(named);
+    if source.is_none() && !field.is_null() {
+        return Err(LoadError::Config {
+            path: dir.join(CONFIG),
+            field: "chat_template".to_owned(),
+            problem: "must be a text, or a list with an entry named `default`".to_owned(),
+            remedy: "correct it, or remove it to serve /v1/completions only".to_owned(),
+        });
+    }
+    Ok((source.map(|source| (CONFIG, source.to_owned())), special))
+}
+
+/// Jinja as transformers sets it up for chat templates.
+fn environment(source: String) -> Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(TEMPLATE_FUEL));
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_template_owned(TEMPLATE, source)?;
+    Ok(environment)
+}
