@@ -1,7 +1,22 @@
 //! Custom resources of BitNet Rollouts, their validation, and what travels between operator and workers.
 //!
-//! Three features keep the edges thin: `worker` (wire types, serde only), `gate` (`QualityGate` as plain serde, for
+//! Three features keep the edges thin: `worker` (wire types, serde only), `gate` (`QualityGateSpec` as plain serde, for
 //! offline evaluation) and `crd` (the custom resources with their schemas and CEL rules, and `validate`).
 
+#[cfg(feature = "gate")]
+pub mod units;
+#[cfg(feature = "gate")]
+pub mod v1alpha1;
 #[cfg(feature = "worker")]
 pub mod worker;
+
+#[cfg(feature = "crd")]
+pub mod conditions;
+#[cfg(feature = "crd")]
+pub mod crds;
+#[cfg(feature = "crd")]
+pub mod keys;
+#[cfg(feature = "crd")]
+pub mod reasons;
+#[cfg(feature = "crd")]
+pub mod validate;

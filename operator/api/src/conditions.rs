@@ -1,0 +1,20 @@
+//! Types of the conditions in `ModelRollout.status.conditions`. Their reasons are in [`crate::reasons`].
+
+/// The spec and everything it names were understood. False: nothing moves until the object is corrected.
+pub const ACCEPTED: &str = "Accepted";
+/// Some revision serves all of the traffic and nothing needs a person.
+pub const READY: &str = "Ready";
+/// A candidate is on its way; the reason says what it waits for.
+pub const PROGRESSING: &str = "Progressing";
+/// The fp16 baseline has ready pods: the last resort is there.
+pub const BASELINE_SERVING: &str = "BaselineServing";
+/// The route carries our weights and the gateway accepted them.
+pub const TRAFFIC_MANAGED: &str = "TrafficManaged";
+/// The evidence of the running attempt does not speak against the candidate. Unknown without evidence.
+pub const QUALITY_HEALTHY: &str = "QualityHealthy";
+/// The spec's model was rolled back; only another model or the verb `retry` tries again.
+pub const ROLLED_BACK: &str = "RolledBack";
+
+/// All of them, in the order of display.
+pub const ALL: [&str; 7] =
+    [ACCEPTED, READY, PROGRESSING, BASELINE_SERVING, TRAFFIC_MANAGED, QUALITY_HEALTHY, ROLLED_BACK];

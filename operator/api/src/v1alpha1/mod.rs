@@ -1,0 +1,35 @@
+//! Version `v1alpha1` of the group `rollouts.bitnet.dev`.
+
+// The schema derivation copies each struct into a function, with its `pub`.
+#![allow(unreachable_pub)]
+
+mod later;
+mod quality_gate;
+
+#[cfg(feature = "crd")]
+mod model_rollout;
+#[cfg(feature = "crd")]
+mod rollout_decision;
+#[cfg(feature = "crd")]
+mod rollout_status;
+#[cfg(feature = "crd")]
+mod route;
+#[cfg(feature = "crd")]
+mod strategy;
+
+pub use later::Later;
+pub use quality_gate::*;
+
+#[cfg(feature = "crd")]
+pub use {
+    model_rollout::*,
+    rollout_decision::*,
+    rollout_status::*,
+    route::RouteSpec,
+    strategy::{CanarySpec, Pace, PauseSpec, StepSpec, StrategySpec},
+};
+
+/// API group of all custom resources.
+pub const GROUP: &str = "rollouts.bitnet.dev";
+/// Version of this module.
+pub const VERSION: &str = "v1alpha1";

@@ -1,0 +1,256 @@
+//! What a user asks for: a baseline, a model, a route, and how the one takes over from the other.
+
+use super::{ModelRolloutStatus, QualityGateSpec, RouteSpec, StrategySpec};
+use crate::units::Duration;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What should serve, next to which reference, on which route, and how it is brought in.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "rollouts.bitnet.dev",
+    version = "v1alpha1",
+    kind = "ModelRollout",
+    plural = "modelrollouts",
+    shortname = "mr",
+    category = "bitnet",
+    namespaced,
+    status = "ModelRolloutStatus",
+    derive = "PartialEq",
+    doc = "ModelRollout serves a model beside its fp16 baseline and rolls a changed model out as far as the evidence allows.",
+    validation = Rule::new("size(self.metadata.name) <= 52 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name must be a DNS label that begins with a letter and has at most 52 characters: names of revisions are made from it"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Step", type_ = "string", json_path = ".status.step.position"),
+    printcolumn(name = "Weight", type_ = "integer", json_path = ".status.step.weight"),
+    printcolumn(name = "Verdict", type_ = "string", json_path = ".status.verdict"),
+    printcolumn(name = "Cosine", type_ = "string", json_path = r#".status.signals[?(@.name=="cosine")].estimate"#),
+    printcolumn(name = "Latency", type_ = "string", json_path = r#".status.signals[?(@.name=="latency")].estimate"#),
+    printcolumn(name = "Errors", type_ = "string", json_path = r#".status.signals[?(@.name=="errors")].estimate"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("!has(self.baseline.precision) || self.baseline.precision in ['fp16', 'auto']")
+        .message("the baseline is the fp16 reference: precision must be fp16 or auto").field_path(".baseline.precision"),
+    validation = Rule::new("has(self.gate) != has(self.gateSpec)")
+        .message("exactly one of gate and gateSpec must be given"),
+    validation = Rule::new("!has(self.guard) || !self.guard.enabled")
+        .message("guard has not landed yet; leave enabled at false").field_path(".guard.enabled"),
+    validation = Rule::new("self.capacity != 'swap'")
+        .message("capacity: swap has not landed yet; use surge").field_path(".capacity"),
+    validation = Rule::new("duration(self.scaleDownDelay) <= duration('168h')")
+        .message("scaleDownDelay must be at most 168h").field_path(".scaleDownDelay"),
+    validation = Rule::new("duration(self.progressDeadline) >= duration('10s') && duration(self.progressDeadline) <= duration('168h')")
+        .message("progressDeadline must be between 10s and 168h").field_path(".progressDeadline"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelRolloutSpec {
+    /// The fp16 model: reference of every comparison and last resort. It is always kept warm.
+    pub baseline: ArmSpec,
+    /// The model that should serve; a change of its source, precision, pool or serving starts a rollout.
+    pub model: ArmSpec,
+    /// The route whose weights the operator sets.
+    pub route: RouteSpec,
+    /// How a changed model is brought in. Default: a canary of 5, 10, 20, 40, 50 percent, five minutes each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<StrategySpec>,
+    /// The QualityGate that decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateReference>,
+    /// The same, inline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate_spec: Option<QualityGateSpec>,
+    /// Comparing on after a promotion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardSpec>,
+    /// How long the old model's pods stay after a promotion, at most 168h.
+    #[serde(default = "scale_down_delay")]
+    pub scale_down_delay: Duration,
+    /// How long pods, endpoints and the gateway may take before a roll back, 10s to 168h.
+    #[serde(default = "progress_deadline")]
+    pub progress_deadline: Duration,
+    /// Where the candidate's pods come from.
+    #[serde(default)]
+    pub capacity: Capacity,
+    /// What deletion leaves behind.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+    /// Stop at the current weight. Rollbacks still happen.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+/// One model, the pods that serve it, and their settings.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArmSpec {
+    /// Where the model files come from.
+    pub source: SourceSpec,
+    /// What the weights are. Default: `fp16` for the baseline, `auto` (what the files say) for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// Name of a node pool that the cluster's admin declared. Default: the installation's default pool.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Pods, enough for all of the traffic. Default 1. Left alone where an autoscaler owns it.
+    #[schemars(range(min = 1, max = 1000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Settings of the worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<ServingSpec>,
+}
+
+/// Where model files come from: exactly one kind.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("has(self.image) != has(self.persistentVolumeClaim)")
+        .message("exactly one of image and persistentVolumeClaim must be given"),
+    validation = Rule::new("!has(self.image) || self.image.matches('^[a-z0-9][a-zA-Z0-9._:/-]*@sha256:[a-f0-9]{64}$')")
+        .message("image must be named by digest: repository@sha256:<64 hex characters>").field_path(".image"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceSpec {
+    /// An OCI image with the model files at its root, named by digest.
+    #[schemars(length(min = 1, max = 512))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// A directory of a PersistentVolumeClaim in the rollout's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimSource>,
+}
+
+/// Model files on a claim; the worker verifies the digest and serves nothing else.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("!has(self.path) || (!self.path.startsWith('/') && !self.path.split('/').exists(part, part == '..'))")
+        .message("path must be relative to the claim's root and must not contain `..`").field_path(".path"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimSource {
+    /// Name of the claim.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    pub claim_name: String,
+    /// Directory in the claim. Default: its root.
+    #[schemars(length(max = 512), regex(pattern = r"^[-._a-zA-Z0-9/]*$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Model digest as `inference-worker inspect` prints it: 64 hex characters, with or without `sha256:`.
+    #[schemars(length(min = 64, max = 71), regex(pattern = r"^(sha256:)?[a-f0-9]{64}$"))]
+    pub digest: String,
+}
+
+/// What a model's weights are.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Weights of -1, 0, 1 (1.58 bit).
+    Ternary,
+    /// Weights of -1, 1.
+    Binary,
+    /// Layers of different precision.
+    Mixed,
+    /// 16-bit floats.
+    Fp16,
+    /// What the model files say.
+    Auto,
+}
+
+impl Precision {
+    /// The name as in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ternary => "ternary",
+            Self::Binary => "binary",
+            Self::Mixed => "mixed",
+            Self::Fp16 => "fp16",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// Settings of the worker.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("!has(self.batchWait) || duration(self.batchWait) <= duration('1s')")
+        .message("batchWait must be at most 1s").field_path(".batchWait"),
+    validation = Rule::new("!has(self.kvBits) || self.kvBits == 16")
+        .message("kvBits other than 16 has not landed yet").field_path(".kvBits"),
+    validation = Rule::new("!has(self.memoryBudget)")
+        .message("memoryBudget has not landed yet; the pool's resources bound a worker").field_path(".memoryBudget"),
+    validation = Rule::new("!has(self.fallback)").message("fallback has not landed yet").field_path(".fallback"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ServingSpec {
+    /// Largest batch of requests that are decoded together. Default 32.
+    #[schemars(range(min = 1, max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_batch: Option<i32>,
+    /// How long a batch may wait to fill, at most 1s. Default: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_wait: Option<Duration>,
+    /// Bits of an entry of the attention cache. Default 16.
+    #[schemars(range(min = 2, max = 16))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_bits: Option<i32>,
+    /// Memory for weights and attention cache (has not landed).
+    #[schemars(length(min = 1, max = 20), regex(pattern = r"^[0-9]{1,12}(\.[0-9]{1,3})?(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_budget: Option<String>,
+    /// Longest sequence in tokens, prompt and answer. Default: what the model files say.
+    #[schemars(range(min = 16, max = 1_048_576))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_length: Option<i32>,
+    /// Answering single requests by the baseline (has not landed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<super::Later>,
+}
+
+/// A QualityGate in the rollout's namespace.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GateReference {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// Comparing on after a promotion (has not landed).
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardSpec {
+    /// Compare on, and return to fp16 when the promoted model gets worse.
+    #[serde(default)]
+    pub enabled: bool,
+}
+
+/// Where the candidate's pods come from.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Capacity {
+    /// In addition to those that serve.
+    #[default]
+    Surge,
+    /// In place of some of those that serve (has not landed).
+    Swap,
+}
+
+/// What the deletion of a rollout leaves behind.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeletionPolicy {
+    /// The route as it was before, where its backends are ready.
+    #[default]
+    Delete,
+    /// The serving revision, with the route on it.
+    Orphan,
+}
+
+fn scale_down_delay() -> Duration {
+    "10m".into()
+}
+
+fn progress_deadline() -> Duration {
+    "1h".into()
+}

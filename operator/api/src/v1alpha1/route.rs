@@ -1,0 +1,62 @@
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// The route whose weights the operator sets: exactly one kind, in the rollout's namespace.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("[has(self.httpRoute), has(self.gateway), has(self.virtualService), has(self.ingress)].filter(given, given).size() == 1")
+        .message("exactly one of httpRoute, gateway, virtualService and ingress must be given"),
+    validation = Rule::new("!has(self.rule) || has(self.httpRoute)")
+        .message("rule names a rule of httpRoute").field_path(".rule"),
+    validation = Rule::new("!has(self.hostnames) || has(self.gateway)")
+        .message("hostnames belong to a route of the operator's own: give gateway").field_path(".hostnames"),
+    validation = Rule::new("!has(self.http) || has(self.virtualService)")
+        .message("http names a route of virtualService").field_path(".http"),
+    validation = Rule::new("!has(self.loadBalancing)").message("loadBalancing has not landed yet").field_path(".loadBalancing"),
+    validation = Rule::new("!has(self.virtualService)")
+        .message("virtualService has not landed yet; use httpRoute or gateway").field_path(".virtualService"),
+    validation = Rule::new("!has(self.ingress)")
+        .message("ingress has not landed yet; use httpRoute or gateway").field_path(".ingress"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteSpec {
+    /// Name of an HTTPRoute of yours: the operator sets the backends of one of its rules and nothing else.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_route: Option<String>,
+    /// Name of the rule. Default: the only rule.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Name of a Gateway: the operator creates and owns an HTTPRoute, named like the rollout, attached to it.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// Host names of the own route. Default: all.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        )
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostnames: Option<Vec<String>>,
+    /// How a gateway spreads requests over pods (has not landed).
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<String>,
+    /// Name of an Istio VirtualService (has not landed).
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_service: Option<String>,
+    /// Name of an HTTP route of the VirtualService (has not landed).
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Name of an ingress-nginx Ingress (has not landed).
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<String>,
+}

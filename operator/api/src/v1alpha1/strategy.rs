@@ -1,0 +1,112 @@
+use super::Later;
+use crate::units::Duration;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a changed model is brought in: exactly one kind.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(given, given).size() == 1")
+        .message("exactly one of canary, blueGreen and abTest must be given"),
+    validation = Rule::new("!has(self.blueGreen)").message("blueGreen has not landed yet; use canary").field_path(".blueGreen"),
+    validation = Rule::new("!has(self.abTest)").message("abTest has not landed yet; use canary").field_path(".abTest"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct StrategySpec {
+    /// Rising shares of the traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanarySpec>,
+    /// All traffic at once (has not landed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blue_green: Option<Later>,
+    /// A fixed share of the users for a fixed time (has not landed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ab_test: Option<Later>,
+}
+
+/// Rising shares of the traffic: made from three numbers, or listed.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("!has(self.steps) || !(has(self.initialWeight) || has(self.factor) || has(self.stepDuration))")
+        .message("steps take the place of initialWeight, factor and stepDuration: give one or the other"),
+    validation = Rule::new("!has(self.stepDuration) || duration(self.stepDuration) <= duration('168h')")
+        .message("stepDuration must be at most 168h").field_path(".stepDuration"),
+    validation = Rule::new("!has(self.steps) || has(self.steps[0].weight)")
+        .message("the first step must have a weight: a pause holds the weight before it").field_path(".steps"),
+    validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted()")
+        .message("weights must rise from step to step").field_path(".steps"),
+    validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.weight)).all(s, self.steps.filter(t, has(t.weight) && t.weight == s.weight).size() == 1)")
+        .message("weights must rise strictly: each weight appears once").field_path(".steps"),
+    validation = Rule::new("!has(self.pace) || self.pace == 'time'")
+        .message("pace: evidence has not landed yet; use time").field_path(".pace"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CanarySpec {
+    /// First share in percent. Default 5.
+    #[schemars(range(min = 1, max = 50))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_weight: Option<i32>,
+    /// Each share is this multiple of the one before, up to 50. Default 2.
+    #[schemars(range(min = 2, max = 50))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor: Option<i32>,
+    /// Least time at each share, at most 168h. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_duration: Option<Duration>,
+    /// What ends a step: its time, or the evidence (has not landed). Default: time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
+    /// The steps one by one; the raise to 100 follows the last one and is not in the list.
+    #[schemars(length(min = 1, max = 20))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Vec<StepSpec>>,
+}
+
+/// What ends a step.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pace {
+    /// Its time.
+    #[default]
+    Time,
+    /// The evidence (has not landed).
+    Evidence,
+}
+
+/// One step: a share of the traffic, or a pause that waits for the verb `promote`.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("has(self.weight) != has(self.pause)").message("a step has exactly one of weight and pause"),
+    validation = Rule::new("!has(self.duration) || has(self.weight)")
+        .message("duration belongs to a weight: a pause ends with `promote`").field_path(".duration"),
+    validation = Rule::new("!has(self.duration) || duration(self.duration) <= duration('168h')")
+        .message("duration must be at most 168h").field_path(".duration"),
+    validation = Rule::new("!has(self.replicas)")
+        .message("replicas of a step has not landed yet: candidates start with all of their replicas").field_path(".replicas"),
+    validation = Rule::new("!has(self.match)").message("match of a step has not landed yet").field_path(".match"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct StepSpec {
+    /// Share of the traffic in percent, 1 to 99.
+    #[schemars(range(min = 1, max = 99))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<i32>,
+    /// Least time at this share, at most 168h. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<Duration>,
+    /// Wait at the weight of the step before until the verb `promote`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<PauseSpec>,
+    /// Pods of the candidate at this step (has not landed).
+    #[schemars(range(min = 0, max = 1000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Requests that go to the candidate (has not landed).
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "match")]
+    pub matches: Option<Later>,
+}
+
+/// A pause without end, written `{}`.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseSpec {}

@@ -1,0 +1,163 @@
+use super::{HOUR, Refusal, integer, span};
+use crate::v1alpha1::{CanarySpec, Pace, StepSpec, StrategySpec};
+use bitnet_core::{
+    Span,
+    model::{Canary, CanaryStep, Strategy},
+};
+
+/// First share of a canary in percent.
+const INITIAL_WEIGHT: i32 = 5;
+/// Ratio of two shares.
+const FACTOR: i32 = 2;
+/// Time at each share.
+const STEP_DURATION: Span = Span::seconds(300);
+/// Equal load: the last share before all of the traffic.
+const LAST_WEIGHT: u32 = 50;
+
+pub(super) fn strategy(strategy: Option<&StrategySpec>) -> Result<Strategy, Refusal> {
+    let Some(strategy) = strategy else { return canary(&CanarySpec::default()).map(Strategy::Canary) };
+    if strategy.blue_green.is_some() {
+        return Err(Refusal::not_landed("spec.strategy.blueGreen", "use canary"));
+    }
+    if strategy.ab_test.is_some() {
+        return Err(Refusal::not_landed("spec.strategy.abTest", "use canary"));
+    }
+    match &strategy.canary {
+        Some(spec) => canary(spec).map(Strategy::Canary),
+        None => Err(Refusal::invalid("spec.strategy", "a rollout has exactly one strategy", "write `canary: {}`")),
+    }
+}
+
+fn canary(spec: &CanarySpec) -> Result<Canary, Refusal> {
+    if spec.pace == Some(Pace::Evidence) {
+        return Err(Refusal::not_landed("spec.strategy.canary.pace", "use time"));
+    }
+    let made = spec.initial_weight.is_some() || spec.factor.is_some() || spec.step_duration.is_some();
+    let steps = match &spec.steps {
+        Some(_) if made => {
+            return Err(Refusal::invalid(
+                "spec.strategy.canary",
+                "steps take the place of initialWeight, factor and stepDuration",
+                "give one or the other",
+            ));
+        }
+        Some(steps) => listed(steps)?,
+        None => doubling(spec)?,
+    };
+    Ok(Canary { steps })
+}
+
+/// 5, 10, 20, 40, 50: each share a multiple of the one before, the last one equal load.
+fn doubling(spec: &CanarySpec) -> Result<Vec<CanaryStep>, Refusal> {
+    let field = "spec.strategy.canary";
+    let mut weight = integer(
+        format!("{field}.initialWeight"),
+        spec.initial_weight.unwrap_or(INITIAL_WEIGHT),
+        1,
+        LAST_WEIGHT as i32,
+    )?;
+    let factor = integer(format!("{field}.factor"), spec.factor.unwrap_or(FACTOR), 2, LAST_WEIGHT as i32)?;
+    let duration = match &spec.step_duration {
+        Some(text) => span(&format!("{field}.stepDuration"), text, 0, 168 * HOUR)?,
+        None => STEP_DURATION,
+    };
+    let mut steps = Vec::new();
+    while weight < LAST_WEIGHT {
+        steps.push(CanaryStep { weight, duration, pause: false });
+        weight *= factor;
+    }
+    steps.push(CanaryStep { weight: LAST_WEIGHT, duration, pause: false });
+    Ok(steps)
+}
+
+fn listed(steps: &[StepSpec]) -> Result<Vec<CanaryStep>, Refusal> {
+    let list = "spec.strategy.canary.steps";
+    if steps.len() > 20 {
+        return Err(Refusal::invalid(list, "there are too many steps", "write at most 20"));
+    }
+    let mut made: Vec<CanaryStep> = Vec::new();
+    for (i, step) in steps.iter().enumerate() {
+        let field = format!("{list}[{i}]");
+        if step.replicas.is_some() {
+            return Err(Refusal::not_landed(
+                format!("{field}.replicas"),
+                "leave it out: candidates start with all of their replicas",
+            ));
+        }
+        if step.matches.is_some() {
+            return Err(Refusal::not_landed(format!("{field}.match"), "leave it out"));
+        }
+        match (step.weight, &step.pause) {
+            (Some(weight), None) => {
+                let weight = integer(format!("{field}.weight"), weight, 1, 99)?;
+                if made.last().is_some_and(|before| before.weight >= weight) {
+                    return Err(Refusal::invalid(
+                        format!("{field}.weight"),
+                        "weights rise strictly from step to step",
+                        "write a larger weight than that of the step before",
+                    ));
+                }
+                let duration = match &step.duration {
+                    Some(text) => span(&format!("{field}.duration"), text, 0, 168 * HOUR)?,
+                    None => STEP_DURATION,
+                };
+                made.push(CanaryStep { weight, duration, pause: false });
+            }
+            (None, Some(_)) if step.duration.is_some() => {
+                return Err(Refusal::invalid(
+                    format!("{field}.duration"),
+                    "a pause ends with the verb promote",
+                    "give the duration to the weight before it",
+                ));
+            }
+            (None, Some(_)) => match made.last_mut() {
+                Some(before) => before.pause = true,
+                None => {
+                    return Err(Refusal::invalid(
+                        list,
+                        "a pause holds the weight before it",
+                        "begin with a step that has a weight",
+                    ));
+                }
+            },
+            _ => {
+                return Err(Refusal::invalid(field, "a step is a weight or a pause", "give exactly one of the two"));
+            }
+        }
+    }
+    if made.is_empty() {
+        return Err(Refusal::invalid(list, "there is no step", "write at least one weight, or leave steps out"));
+    }
+    Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1alpha1::PauseSpec;
+
+    fn weights(spec: &CanarySpec) -> Vec<u32> {
+        canary(spec).unwrap().steps.iter().map(|step| step.weight).collect()
+    }
+
+    #[test]
+    fn shares_double_up_to_equal_load() {
+        assert_eq!(weights(&CanarySpec::default()), [5, 10, 20, 40, 50]);
+        assert_eq!(canary(&CanarySpec::default()).unwrap().steps[0].duration, Span::seconds(300));
+        let of =
+            |initial, factor| CanarySpec { initial_weight: Some(initial), factor: Some(factor), ..Default::default() };
+        assert_eq!(weights(&of(1, 3)), [1, 3, 9, 27, 50]);
+        assert_eq!(weights(&of(50, 2)), [50]);
+        assert_eq!(weights(&of(25, 2)), [25, 50]);
+        assert_eq!(weights(&of(1, 50)), [1, 50]);
+    }
+
+    #[test]
+    fn a_pause_belongs_to_the_weight_before_it() {
+        let weight = |weight| StepSpec { weight: Some(weight), ..StepSpec::default() };
+        let pause = StepSpec { pause: Some(PauseSpec {}), ..StepSpec::default() };
+        let spec = CanarySpec { steps: Some(vec![weight(1), pause, weight(50)]), ..CanarySpec::default() };
+        let steps = canary(&spec).unwrap().steps;
+        assert_eq!(steps.iter().map(|step| (step.weight, step.pause)).collect::<Vec<_>>(), [(1, true), (50, false)]);
+    }
+}
