@@ -28,6 +28,7 @@ pub struct Observation {
 }
 
 /// The route and the rule that we set.
+#[allow(clippy::large_enum_variant, reason = "one value per reconcile, and it is nearly always the large one")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum RouteState {
     /// Not looked at, or the read failed: nothing may be concluded.

@@ -8,12 +8,34 @@ use crate::{
     evidence::Assessment,
     model::{LatchKey, Revision, Rollout},
     observation::{Ledger, StoredDecision, Verb},
-    report::{Note, Report},
+    report::{self, Note, Report},
 };
 
+mod attempt;
+mod baseline;
+mod canary;
+mod capacity;
+mod deletion;
+mod draft;
+mod encoding;
+mod route;
 mod state;
+mod verbs;
+mod verdict;
+mod view;
+mod words;
 
 pub use state::{Attempt, Seen, State, StateError};
+pub use verdict::decision_id;
+pub use view::DRAIN;
+
+use crate::{
+    model::RouteTarget,
+    observation::{Observation, RouteState},
+};
+use draft::{Draft, note};
+use report::{Phase, Reason};
+use view::View;
 
 /// A complete plan. Fields are in the order of execution.
 #[derive(Clone, Debug, PartialEq)]
@@ -197,4 +219,88 @@ pub struct DecisionRecord {
 /// due. A pair that cannot be compared takes no more ticks.
 pub fn tick_due(rollout: &Rollout, state: &State, now: Time) -> bool {
     state.attempt.as_ref().is_some_and(|a| a.mismatch.is_none() && now - a.last_tick >= rollout.gate.interval)
+}
+
+/// What follows from the spec, from what is remembered, and from what was seen. Total: any input gives a plan.
+///
+/// Nothing is carried out here, and nothing that `apply` does later may fail in a way that the next plan does not see:
+/// each plan is made from the route as it is, so a crash between any two effects is healed by planning again.
+pub fn plan(rollout: &Rollout, state: &State, observation: &Observation, now: Time) -> Plan {
+    let view = View::new(rollout, observation, now);
+    let mut d = Draft::new(view, state);
+    not_ahead(d.state(), now);
+    let ours = d.view.ledger().is_some();
+    if rollout.deleting {
+        deletion::run(&mut d);
+    } else if ours {
+        running(&mut d);
+    } else {
+        let adopts = match (&observation.route, &rollout.route) {
+            (RouteState::Found(_), _) | (RouteState::Missing, RouteTarget::Own { .. }) => true,
+            _ => false,
+        };
+        verbs::read(&mut d);
+        if adopts {
+            baseline::adopt(&mut d);
+        } else {
+            words::no_route(&mut d);
+        }
+    }
+    finished(d)
+}
+
+/// The route is ours: facts, verbs, the tick, then the rules in the order in which they count. The first that writes (or
+/// that finds that nothing may be written) ends them.
+fn running(d: &mut Draft<'_>) {
+    route::look(d);
+    attempt::keep(d);
+    verbs::read(d);
+    d.waiting = canary::waits(d);
+    let now = d.now();
+    let waiting = d.waiting.is_some();
+    let state = d.state();
+    state.waiting_since = waiting.then(|| state.waiting_since.unwrap_or(now));
+    let rules: [fn(&mut Draft<'_>) -> bool; 12] = [
+        verbs::stop,
+        verdict::proven_worse,
+        verdict::trip,
+        route::bring_home,
+        verbs::retry,
+        verbs::promote_full,
+        canary::promote,
+        canary::deadlines,
+        canary::advance,
+        baseline::replace,
+        canary::start,
+        route::tidy,
+    ];
+    let _ = rules.iter().any(|rule| rule(d));
+    capacity::grow(d);
+    capacity::shrink(d);
+    d.plan.record = verdict::unrecorded(d);
+    words::finish(d);
+}
+
+/// Times that lie ahead (a clock that jumped back, another machine's) must not stop a window from ending.
+fn not_ahead(state: &mut State, now: Time) {
+    let cap = |t: &mut Time| *t = (*t).min(now);
+    state.waiting_since.as_mut().map(cap);
+    state.released_at.as_mut().map(cap);
+    if let Some(attempt) = &mut state.attempt {
+        attempt.last_tick = attempt.last_tick.min(now);
+    }
+}
+
+fn finished(mut d: Draft<'_>) -> Plan {
+    if d.view.obs.namespace_terminating && !d.view.rollout.deleting {
+        let text = "nothing is created in it any more";
+        let object = format!("Namespace {}", d.view.rollout.namespace);
+        d.say(Phase::Degraded, note(Reason::NamespaceTerminating, object, text));
+    }
+    let mut plan = d.plan;
+    if plan.state.attempt.is_none() {
+        plan.probe = None;
+    }
+    plan.requeue_after = Span(plan.requeue_after.0.clamp(50, 300_000));
+    plan
 }

@@ -44,6 +44,7 @@ pub struct Seen {
 }
 
 /// A running attempt.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts, each with its own life")]
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
     /// The candidate.

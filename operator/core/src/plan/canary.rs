@@ -1,0 +1,277 @@
+//! The way up: from weight 0 through the steps to the promotion, and the deadlines that end it.
+
+use super::{
+    draft::{Draft, Waiting, note, since},
+    route,
+    verdict::{self, BY_DEADLINE, BY_GATE, Fall},
+    view::Standing,
+};
+use crate::{
+    Span,
+    evidence::{Finding, OnInconclusive, OnNoTraffic},
+    model::{CanaryStep, Revision},
+    report::{Phase, Reason},
+};
+
+/// What keeps the candidate at its weight.
+enum Block {
+    /// Said elsewhere, or nothing to say.
+    Quiet,
+    /// Phase, reason, words.
+    Because(Phase, Reason, String),
+}
+
+/// Rule: everything was proven at the last step.
+pub(super) fn promote(d: &mut Draft<'_>) -> bool {
+    let steps = d.view.canary().steps.as_slice();
+    let at_last = d.trial_weight() > 0 && d.view.step_at(d.trial_weight()) >= steps.len();
+    let proven = d.plan.assessment.as_ref().is_some_and(|a| a.finding == Finding::Promote);
+    if !(at_last && proven) || blocked(d).is_some() {
+        return false;
+    }
+    if !d.view.full(&d.view.rollout.model) {
+        return false;
+    }
+    verdict::promote(d, BY_GATE, "every signal is proven to keep its margin: 100 %, the new stable");
+    true
+}
+
+/// Rule: the gate's deadline, and the one for cluster objects.
+pub(super) fn deadlines(d: &mut Draft<'_>) -> bool {
+    gate_deadline(d) || progress_deadline(d)
+}
+
+fn gate_deadline(d: &mut Draft<'_>) -> bool {
+    let gate = &d.view.rollout.gate;
+    let horizon = gate.horizon().max(1);
+    let due = d.plan.state.attempt.as_ref().is_some_and(|a| a.mismatch.is_none() && a.counted() >= horizon);
+    if !due || d.paused() {
+        return false;
+    }
+    let missing = d.plan.assessment.as_ref().map(|a| a.missing.join("; ")).filter(|m| !m.is_empty());
+    let words = format!("undecided at the gate's deadline{}", missing.map_or(String::new(), |m| format!(" ({m})")));
+    match gate.on_inconclusive {
+        OnInconclusive::Hold => verdict::hold(d, &words),
+        OnInconclusive::Rollback => {
+            let by = BY_DEADLINE.into();
+            verdict::roll_back(d, &Fall { reason: Reason::Inconclusive, words, by, to_fp16: false });
+        }
+        OnInconclusive::Extend => {
+            if let Some(attempt) = &mut d.state().attempt {
+                attempt.excused = attempt.excused.saturating_add(horizon);
+            }
+            let object = format!("QualityGate {}", gate.name);
+            d.event(false, Reason::Extended, object, format!("{words}: goes on for another deadline"));
+            return false;
+        }
+    }
+    true
+}
+
+fn progress_deadline(d: &mut Draft<'_>) -> bool {
+    let (Some(waiting), Some(began)) = (d.waiting.clone(), d.plan.state.waiting_since) else { return false };
+    let limit = d.view.rollout.progress_deadline;
+    d.wake_at(began + limit);
+    let mine = matches!(d.standing(), Some(Standing::Trial))
+        || (d.standing() == Some(Standing::Next) && waiting.reason == Reason::CandidateNotReady);
+    if !mine || d.now() - began < limit {
+        return false;
+    }
+    let words = format!("waited longer than progressDeadline for {}: {}", waiting.object, waiting.message);
+    let by = BY_DEADLINE.into();
+    verdict::roll_back(d, &Fall { reason: Reason::ProgressDeadlineExceeded, words, by, to_fp16: false });
+    true
+}
+
+/// Rule: the next step.
+pub(super) fn advance(d: &mut Draft<'_>) -> bool {
+    if d.standing() != Some(Standing::Trial) || d.plan.state.attempt.is_none() {
+        return false;
+    }
+    if let Some(block) = blocked(d) {
+        if let Block::Because(phase, reason, text) = block {
+            say_step(d, phase, reason, &text);
+        }
+        return false;
+    }
+    let steps = d.view.canary().steps.clone();
+    let weight = d.trial_weight();
+    let index = if weight == 0 { 0 } else { d.view.step_at(weight) };
+    let Some(next) = steps.get(index) else {
+        let missing = d.plan.assessment.as_ref().map(|a| a.missing.join("; ")).unwrap_or_default();
+        say_step(d, Phase::Progressing, Reason::Step, &format!("promotion waits for: {missing}"));
+        return false;
+    };
+    if !d.view.carries(&d.view.rollout.model, next.weight) {
+        return false;
+    }
+    let Some(anchor) = d.view.anchor() else { return false };
+    let model = d.view.model().clone();
+    if let Some(attempt) = &mut d.state().attempt {
+        attempt.step_released = false;
+    }
+    let rest = 100 - next.weight.min(99);
+    d.shift(&[(anchor, rest), (model.clone(), 100 - rest)], &[], None, |l| l.step = index as u32 + 1);
+    let text = format!("{} % of the traffic (step {} of {})", 100 - rest, index + 1, steps.len());
+    d.event(false, Reason::Step, format!("Deployment {model}"), text.clone());
+    d.say(Phase::Progressing, note(Reason::Step, format!("Deployment {model}"), text));
+    true
+}
+
+/// What the next raise (or the promotion) waits for, most important first; `None`: it may come.
+fn blocked(d: &mut Draft<'_>) -> Option<Block> {
+    let because = |phase, reason, text: &str| Some(Block::Because(phase, reason, text.to_owned()));
+    if d.view.rollout.paused {
+        return because(Phase::Paused, Reason::Paused, "spec.paused: set it to false to go on");
+    }
+    if d.plan.state.paused {
+        return because(Phase::Paused, Reason::Paused, "the verb `pause`: `resume` goes on");
+    }
+    let weight = d.trial_weight();
+    let on = d.confirmed_for();
+    let attempt = d.plan.state.attempt.as_ref()?;
+    if attempt.tripped || attempt.mismatch.is_some() || attempt.probe_set_missing || !attempt.comparable {
+        return Some(Block::Quiet);
+    }
+    if d.by_hand || !route::at_home(d) {
+        return Some(Block::Quiet);
+    }
+    let released = attempt.step_released;
+    let assessment = d.plan.assessment.clone()?;
+    if !assessment.preflight_done {
+        let text = format!(
+            "preflight: {} of {} prompts were compared before the first live request",
+            assessment.prompts, d.view.rollout.gate.preflight
+        );
+        return because(Phase::Progressing, Reason::Preflight, &text);
+    }
+    let Some(on) = on else { return Some(Block::Quiet) };
+    if weight == 0 {
+        return None;
+    }
+    let step = current_step(d, weight);
+    if on < step.duration {
+        d.wake(Span(step.duration.0 - on.0));
+        return because(Phase::Progressing, Reason::Step, "the time of this step is not over");
+    }
+    if step.pause && !released {
+        return because(Phase::Paused, Reason::StepPaused, "this step waits for the verb `promote`");
+    }
+    if !assessment.quality_proven {
+        return because(Phase::Progressing, Reason::Step, "quality must be proven before more traffic comes");
+    }
+    let policy = d.view.rollout.gate.on_no_traffic;
+    if assessment.no_traffic && policy == OnNoTraffic::Hold {
+        return because(Phase::Holding, Reason::NoTraffic, "no live requests, and the gate asks to hold then");
+    }
+    if !assessment.fresh && !assessment.no_traffic {
+        return because(Phase::Progressing, Reason::Step, "no live requests of both arms at this weight yet");
+    }
+    None
+}
+
+/// The step whose time counts at this weight: between two steps (after an edit of the list) the lower one, before the
+/// first one the first.
+fn current_step(d: &Draft<'_>, weight: u32) -> CanaryStep {
+    let steps = &d.view.canary().steps;
+    let none = CanaryStep { weight, duration: Span(0), pause: false };
+    steps.get(d.view.step_at(weight).saturating_sub(1)).copied().unwrap_or(none)
+}
+
+fn say_step(d: &mut Draft<'_>, phase: Phase, reason: Reason, text: &str) {
+    let weight = d.trial_weight();
+    let (of, model) = (d.view.canary().steps.len(), d.view.model().clone());
+    let step = if weight == 0 { 0 } else { d.view.step_at(weight) };
+    let text = format!("step {step} of {of}, {weight} %: {text}");
+    let began = d.plan.state.attempt.as_ref().and_then(|a| a.step_since);
+    d.say(phase, since(note(reason, format!("Deployment {model}"), text), began));
+}
+
+/// Rule: a candidate that is ready and not in the route yet comes in at weight 0: its attempt begins.
+pub(super) fn start(d: &mut Draft<'_>) -> bool {
+    if d.standing() != Some(Standing::Next) || d.paused() || !may_come(d) {
+        return false;
+    }
+    let model = d.view.model().clone();
+    let (Some(anchor), Some(ledger)) = (d.view.anchor(), d.view.ledger()) else { return false };
+    if model == d.view.baseline {
+        return to_baseline(d, anchor);
+    }
+    if anchor != ledger.stable || !d.view.full(&d.view.rollout.model) || !d.confirmed() {
+        return false;
+    }
+    let number = ledger.attempt.saturating_add(1);
+    d.shift(&[(anchor, 100)], std::slice::from_ref(&model), None, |l| {
+        l.candidate = Some(model.clone());
+        l.attempt = number;
+        l.step = 0;
+        l.rollback_of = None;
+    });
+    let text = format!("attempt {number}: in the route at weight 0, preflight begins");
+    d.event(false, Reason::Preflight, format!("Deployment {model}"), text.clone());
+    d.say(Phase::Progressing, note(Reason::Preflight, format!("Deployment {model}"), text));
+    true
+}
+
+/// The spec asks for fp16 itself: it is the reference and enough for all traffic, there is nothing to prove.
+fn to_baseline(d: &mut Draft<'_>, anchor: Revision) -> bool {
+    let baseline = d.view.baseline.clone();
+    if !d.view.full(&d.view.rollout.baseline) || baseline != d.view.rollout.baseline.revision {
+        return false;
+    }
+    d.shift(&[(baseline.clone(), 100)], &[anchor], None, |l| {
+        l.stable = baseline.clone();
+        l.candidate = None;
+        l.step = 0;
+    });
+    let text = "the spec asks for fp16 itself: all traffic to it";
+    d.event(false, Reason::Serving, format!("Deployment {baseline}"), text);
+    d.say(Phase::Promoting, note(Reason::Serving, format!("Deployment {baseline}"), text));
+    true
+}
+
+/// A new candidate's pods may come: traffic is at home, fp16 is up, and the pods of what was superseded are gone.
+pub(super) fn may_come(d: &Draft<'_>) -> bool {
+    let gone = |r: &&Revision| d.view.workload(r).is_some_and(|w| w.replicas.unwrap_or(0) == 0 || w.autoscaled);
+    d.standing() == Some(Standing::Next)
+        && !d.paused()
+        && d.view.baseline == d.view.rollout.baseline.revision
+        && d.view.serves(&d.view.baseline)
+        && route::at_home(d)
+        && d.view.leftovers().iter().all(gone)
+}
+
+/// What cluster objects the rollout waits for, from what was observed.
+pub(super) fn waits(d: &Draft<'_>) -> Option<Waiting> {
+    let object = |r: &Revision| format!("Deployment {r}");
+    let model = d.view.model();
+    let candidate = || {
+        Some(Waiting {
+            reason: Reason::CandidateNotReady,
+            object: object(model),
+            message: format!("{} (of {} wanted)", d.view.problems(model), d.view.wanted(&d.view.rollout.model)),
+        })
+    };
+    if let Some(route) = d.view.route()
+        && d.view.ledger().is_some()
+        && !route.accepted
+    {
+        return Some(Waiting {
+            reason: Reason::RouteNotAccepted,
+            object: format!("HTTPRoute {}", route::route_name(d)),
+            message: format!("the gateway has not accepted the last change: {}", route.acceptance_message),
+        });
+    }
+    match d.standing()? {
+        Standing::Next if may_come(d) && *model != d.view.baseline && !d.view.full(&d.view.rollout.model) => {
+            candidate()
+        }
+        Standing::Trial => {
+            let running = d.plan.state.attempt.as_ref();
+            let full = d.view.full(&d.view.rollout.model);
+            let stalled = running.is_none() || d.trial_weight() == 0 && running.is_some_and(|a| a.mismatch.is_none());
+            (stalled && !full).then(candidate).flatten()
+        }
+        _ => None,
+    }
+}

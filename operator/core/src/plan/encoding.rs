@@ -1,0 +1,240 @@
+//! [`State`] as one opaque string in `status.evidence`, under 4 KB.
+//!
+//! Names of one rollout share their beginning, so each is written as what it shares with the one before it.
+
+use super::{Attempt, ProbeJob, Seen, State, StateError};
+use crate::{
+    Time,
+    evidence::{
+        Evidence,
+        codec::{CodecError, Fnv, Reader, Writer},
+    },
+    model::Revision,
+};
+
+/// Format of the stored state.
+const VERSION: u8 = 1;
+
+/// Longest text that is stored of what others wrote (a mismatch, a probe set's hash).
+const LONGEST: usize = 160;
+
+impl From<CodecError> for StateError {
+    fn from(error: CodecError) -> Self {
+        match error {
+            CodecError::Version { found, expected } => {
+                Self::Version { found: u32::from(found), expected: u32::from(expected) }
+            }
+            CodecError::Garbled(why) => Self::Garbled(why),
+        }
+    }
+}
+
+impl State {
+    /// The state as text, at most 4,096 characters. `parameters_hash` is
+    /// [`Gate::parameters_hash`](crate::evidence::Gate::parameters_hash) of the gate that was planned with.
+    pub fn encode(&self, parameters_hash: &str) -> String {
+        let mut out = Names { w: Writer::new(), last: String::new() };
+        let w = &mut out.w;
+        w.option(self.waiting_since, |w, t| w.i64(t.0));
+        w.option(self.confirmed_at, |w, t| w.i64(t.0));
+        w.u64(self.confirmed_epoch);
+        w.bool(self.paused);
+        let verbs: Vec<u64> = self.verbs.iter().filter_map(|v| u64::from_str_radix(v, 16).ok()).collect();
+        let newest = &verbs[verbs.len().saturating_sub(8)..];
+        w.u64(newest.len() as u64);
+        for verb in newest {
+            w.fixed_u64(*verb);
+        }
+        let reverts = &self.reverts[self.reverts.len().saturating_sub(3)..];
+        w.u64(reverts.len() as u64);
+        for revert in reverts {
+            w.i64(revert.0);
+        }
+        w.option(self.released_at, |w, t| w.i64(t.0));
+        out.w.bool(self.seen.is_some());
+        if let Some(seen) = &self.seen {
+            out.seen(seen);
+        }
+        out.w.bool(self.attempt.is_some());
+        if let Some(attempt) = &self.attempt {
+            out.attempt(attempt);
+        }
+        out.w.seal(VERSION, parameters(parameters_hash))
+    }
+
+    /// Reads what [`State::encode`] wrote. Under other parameters everything but the evidence is kept: the evidence
+    /// starts again as the next, halved test of the attempt.
+    pub fn decode(text: &str, parameters_hash: &str) -> Result<Self, StateError> {
+        let mut r = Reader::open(text, VERSION)?;
+        let same = r.parameters() == parameters(parameters_hash);
+        let mut state = Self {
+            waiting_since: r.option(time)?,
+            confirmed_at: r.option(time)?,
+            confirmed_epoch: r.u64()?,
+            paused: r.bool()?,
+            ..Self::default()
+        };
+        for _ in 0..count(&mut r, 8)? {
+            state.verbs.push(format!("{:016x}", r.fixed_u64()?));
+        }
+        for _ in 0..count(&mut r, 3)? {
+            state.reverts.push(time(&mut r)?);
+        }
+        state.released_at = r.option(time)?;
+        let mut last = String::new();
+        state.seen = r.option(|r| read_seen(r, &mut last))?;
+        state.attempt = r.option(|r| read_attempt(r, &mut last))?;
+        r.finish()?;
+        if let Some(attempt) = state.attempt.as_mut().filter(|a| !same && a.tick > 0) {
+            attempt.reconfigure();
+        }
+        Ok(state)
+    }
+}
+
+fn parameters(hash: &str) -> u64 {
+    u64::from_str_radix(hash, 16).unwrap_or_else(|_| Fnv::default().bytes(hash.as_bytes()).finish())
+}
+
+/// The first characters of a text, on a character's border.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(LONGEST);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+struct Names {
+    w: Writer,
+    last: String,
+}
+
+impl Names {
+    fn name(&mut self, name: &str) {
+        let name = cut(name);
+        let mut shared = name.bytes().zip(self.last.bytes()).take_while(|(a, b)| a == b).count();
+        while !name.is_char_boundary(shared) {
+            shared -= 1;
+        }
+        self.w.u64(shared as u64);
+        self.w.str(&name[shared..]);
+        name.clone_into(&mut self.last);
+    }
+
+    fn optional_name(&mut self, name: Option<&str>) {
+        self.w.bool(name.is_some());
+        if let Some(name) = name {
+            self.name(name);
+        }
+    }
+
+    fn seen(&mut self, seen: &Seen) {
+        self.w.u64(seen.epoch);
+        self.name(&seen.stable.0);
+        self.optional_name(seen.candidate.as_ref().map(Revision::as_str));
+        self.w.u32(seen.attempt);
+        self.optional_name(seen.rollback_of.as_ref().map(|(r, _)| r.as_str()));
+        self.w.u32(seen.rollback_of.as_ref().map_or(0, |(_, n)| *n));
+        let weights = &seen.weights[..seen.weights.len().min(8)];
+        self.w.u64(weights.len() as u64);
+        for (revision, weight) in weights {
+            self.name(&revision.0);
+            self.w.u32(*weight);
+        }
+    }
+
+    fn attempt(&mut self, a: &Attempt) {
+        self.name(&a.candidate.0);
+        self.name(&a.against.0);
+        for number in [a.number, a.tick, a.excused, a.trips, a.ready_ticks, a.reconfigurations] {
+            self.w.u32(number);
+        }
+        self.w.i64(a.last_tick.0);
+        self.w.option(a.step_since, |w, t| w.i64(t.0));
+        for flag in [a.step_released, a.tripped, a.probe_set_missing, a.comparable] {
+            self.w.bool(flag);
+        }
+        self.name(&a.last_pod);
+        self.w.bool(a.job.is_some());
+        if let Some(job) = &a.job {
+            self.name(&job.pod);
+            self.name(&job.candidate.0);
+            self.name(&job.baseline.0);
+            self.name(&job.stable.0);
+            self.w.str(cut(&job.key));
+            self.w.u32(job.tick);
+            self.w.u32(job.attempt);
+        }
+        for text in [&a.probe_set, &a.other_probe_set, &a.mismatch] {
+            self.w.option(text.as_deref(), |w, text| w.str(cut(text)));
+        }
+        self.w.option(a.evidence.as_ref(), |w, evidence| evidence.encode_into(w));
+    }
+}
+
+fn time(r: &mut Reader) -> Result<Time, CodecError> {
+    r.i64().map(Time)
+}
+
+fn count(r: &mut Reader, most: u64) -> Result<u64, CodecError> {
+    let n = r.u64()?;
+    if n <= most { Ok(n) } else { Err(CodecError::Garbled("a list is too long")) }
+}
+
+fn name(r: &mut Reader, last: &mut String) -> Result<String, CodecError> {
+    let shared = usize::try_from(r.u64()?).map_err(|_| CodecError::Garbled("a name is too long"))?;
+    let rest = r.str()?;
+    let start = last.get(..shared).ok_or(CodecError::Garbled("a name shares more than there is"))?;
+    *last = format!("{start}{rest}");
+    Ok(last.clone())
+}
+
+fn revision(r: &mut Reader, last: &mut String) -> Result<Revision, CodecError> {
+    name(r, last).map(Revision)
+}
+
+fn read_seen(r: &mut Reader, last: &mut String) -> Result<Seen, CodecError> {
+    let epoch = r.u64()?;
+    let stable = revision(r, last)?;
+    let candidate = r.option(|r| revision(r, last))?;
+    let attempt = r.u32()?;
+    let fallen = r.option(|r| revision(r, last))?;
+    let number = r.u32()?;
+    let mut weights = Vec::new();
+    for _ in 0..count(r, 8)? {
+        weights.push((revision(r, last)?, r.u32()?));
+    }
+    Ok(Seen { epoch, stable, candidate, attempt, rollback_of: fallen.map(|f| (f, number)), weights })
+}
+
+fn read_attempt(r: &mut Reader, last: &mut String) -> Result<Attempt, CodecError> {
+    let candidate = revision(r, last)?;
+    let against = revision(r, last)?;
+    let mut a = Attempt::begin(candidate, r.u32()?, against, Time::default());
+    for number in [&mut a.tick, &mut a.excused, &mut a.trips, &mut a.ready_ticks, &mut a.reconfigurations] {
+        *number = r.u32()?;
+    }
+    a.last_tick = time(r)?;
+    a.step_since = r.option(time)?;
+    for flag in [&mut a.step_released, &mut a.tripped, &mut a.probe_set_missing, &mut a.comparable] {
+        *flag = r.bool()?;
+    }
+    a.last_pod = name(r, last)?;
+    a.job = r.option(|r| {
+        Ok(ProbeJob {
+            pod: name(r, last)?,
+            candidate: revision(r, last)?,
+            baseline: revision(r, last)?,
+            stable: revision(r, last)?,
+            key: r.str()?,
+            tick: r.u32()?,
+            attempt: r.u32()?,
+        })
+    })?;
+    for text in [&mut a.probe_set, &mut a.other_probe_set, &mut a.mismatch] {
+        *text = r.option(Reader::str)?;
+    }
+    a.evidence = r.option(Evidence::decode_from)?;
+    Ok(a)
+}

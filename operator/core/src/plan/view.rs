@@ -1,0 +1,236 @@
+use crate::{
+    Span, Time,
+    model::{Canary, LatchKey, Revision, Rollout, Serving, Strategy},
+    observation::{Ledger, Observation, Pod, Route, RouteState, Workload},
+    plan::{Seen, Verdict},
+};
+use std::collections::BTreeMap;
+
+/// Time between the gateway's acceptance of a change and the first thing that may shrink: the data plane follows the
+/// control plane by at most this, and requests that are under way end.
+pub const DRAIN: Span = Span::seconds(5);
+
+/// A revision that lost its pods gets its traffic back only after they have been ready for this long.
+const SETTLED: Span = Span::seconds(10);
+
+/// Where the spec's model stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is stable.
+    Settled,
+    /// It is the ledger's candidate and neither judged nor aborted.
+    Trial,
+    /// It is the ledger's candidate and was rolled back.
+    Latched,
+    /// It is the ledger's candidate and was found inconclusive.
+    Held,
+    /// It is not the ledger's candidate yet.
+    Next,
+}
+
+/// The inputs of a plan with the questions that every rule asks of them.
+#[derive(Clone)]
+pub(super) struct View<'a> {
+    pub(super) rollout: &'a Rollout,
+    pub(super) obs: &'a Observation,
+    pub(super) now: Time,
+    /// The fp16 baseline that serves now: the spec's, or the one before an edit that has not been carried out.
+    pub(super) baseline: Revision,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(rollout: &'a Rollout, obs: &'a Observation, now: Time) -> Self {
+        let mut view = Self { rollout, obs, now, baseline: rollout.baseline.revision.clone() };
+        if let Some(old) = view.replaced_baseline() {
+            view.baseline = old;
+        }
+        view
+    }
+
+    /// The baseline that an edit of the spec has not replaced yet.
+    fn replaced_baseline(&self) -> Option<Revision> {
+        let spec = &self.rollout.baseline;
+        let stable = self.ledger().map(|l| &l.stable);
+        if self.full(spec) || stable == Some(&spec.revision) {
+            return None;
+        }
+        let old = |(revision, w): (&'a Revision, &'a Workload)| {
+            (w.baseline && w.replicas.is_some() && *revision != spec.revision).then_some(revision)
+        };
+        let mut olds: Vec<&Revision> = self.obs.workloads.iter().filter_map(old).collect();
+        // Stable first, then one that can serve, then by name.
+        olds.sort_by_key(|r| (stable != Some(*r), !self.serves(r), (*r).clone()));
+        olds.first().map(|r| (*r).clone())
+    }
+
+    pub(super) fn route(&self) -> Option<&'a Route> {
+        match &self.obs.route {
+            RouteState::Found(route) => Some(route),
+            _ => None,
+        }
+    }
+
+    /// The ledger, if it is this rollout's.
+    pub(super) fn ledger(&self) -> Option<&'a Ledger> {
+        self.route()?.ledger.as_ref().filter(|l| l.uid == self.rollout.uid)
+    }
+
+    pub(super) fn model(&self) -> &'a Revision {
+        &self.rollout.model.revision
+    }
+
+    pub(super) fn canary(&self) -> &'a Canary {
+        let Strategy::Canary(canary) = &self.rollout.strategy;
+        canary
+    }
+
+    pub(super) fn workload(&self, revision: &Revision) -> Option<&'a Workload> {
+        self.obs.workloads.get(revision)
+    }
+
+    pub(super) fn endpoints(&self, revision: &Revision) -> u32 {
+        self.workload(revision).map_or(0, |w| w.ready_endpoints)
+    }
+
+    pub(super) fn serves(&self, revision: &Revision) -> bool {
+        self.endpoints(revision) > 0
+    }
+
+    /// Pods that `serving` should have: the spec's number, or the autoscaler's.
+    pub(super) fn wanted(&self, serving: &Serving) -> u32 {
+        let own = serving.replicas.max(1);
+        match self.workload(&serving.revision) {
+            Some(w) if w.autoscaled => w.replicas.unwrap_or(own).max(1),
+            _ => own,
+        }
+    }
+
+    /// All pods that the spec asks for are ready endpoints.
+    pub(super) fn full(&self, serving: &Serving) -> bool {
+        self.endpoints(&serving.revision) >= self.wanted(serving)
+    }
+
+    /// Enough of the candidate's endpoints are ready for this share of the traffic.
+    pub(super) fn carries(&self, serving: &Serving, weight: u32) -> bool {
+        let need = (u64::from(self.wanted(serving)) * u64::from(weight.min(100))).div_ceil(100).max(1);
+        u64::from(self.endpoints(&serving.revision)) >= need
+    }
+
+    /// Back for long enough, with all of its pods.
+    fn settled(&self, revision: &Revision) -> bool {
+        self.workload(revision).is_some_and(|w| {
+            w.ready_endpoints > 0
+                && w.ready_endpoints >= w.replicas.unwrap_or(1)
+                && w.pods.iter().all(|p| p.ready_since.is_some_and(|t| self.now - t >= SETTLED))
+        })
+    }
+
+    pub(super) fn weight(&self, revision: &Revision) -> u32 {
+        self.route().map_or(0, |r| r.weight(revision))
+    }
+
+    /// Observed weights by backend name, zeros included.
+    pub(super) fn weights(&self) -> BTreeMap<String, u64> {
+        let mut weights = BTreeMap::new();
+        for backend in self.route().map(|r| r.backends.as_slice()).unwrap_or_default() {
+            *weights.entry(backend.name.clone()).or_insert(0) += u64::from(backend.weight);
+        }
+        weights
+    }
+
+    /// Where the traffic belongs that is not the candidate's: stable, or fp16 while stable has no ready endpoint (and
+    /// until it has been back for a while). `None`: nobody can serve.
+    pub(super) fn anchor(&self) -> Option<Revision> {
+        let stable = &self.ledger()?.stable;
+        if self.serves(stable) && (self.weight(stable) > 0 || !self.serves(&self.baseline) || self.settled(stable)) {
+            return Some(stable.clone());
+        }
+        if self.serves(&self.baseline) {
+            return Some(self.baseline.clone());
+        }
+        None
+    }
+
+    pub(super) fn standing(&self) -> Option<Standing> {
+        let ledger = self.ledger()?;
+        if ledger.stable == *self.model() {
+            return Some(Standing::Settled);
+        }
+        if ledger.candidate.as_ref() != Some(self.model()) {
+            return Some(Standing::Next);
+        }
+        let key = self.rollout.latch_key(self.model(), ledger.attempt);
+        if ledger.rollback_of.as_ref() == Some(&key) {
+            return Some(Standing::Latched);
+        }
+        match &ledger.decision {
+            Some(d) if d.key == key && d.verdict == Verdict::RolledBack => Some(Standing::Latched),
+            Some(d) if d.key == key && d.verdict == Verdict::Inconclusive => Some(Standing::Held),
+            _ => Some(Standing::Trial),
+        }
+    }
+
+    /// The latch key of the spec's model: its running attempt, or the one that would start now.
+    pub(super) fn key(&self) -> LatchKey {
+        let (candidate, attempt) = self.ledger().map_or((None, 0), |l| (l.candidate.as_ref(), l.attempt));
+        let attempt = if candidate == Some(self.model()) { attempt } else { attempt.saturating_add(1) };
+        self.rollout.latch_key(self.model(), attempt)
+    }
+
+    /// The promotion of stable is the last thing that happened: the revision before it is kept for a while.
+    pub(super) fn just_promoted(&self) -> bool {
+        self.ledger().is_some_and(|l| l.candidate.as_ref() == Some(&l.stable))
+    }
+
+    /// Ready pods by name.
+    pub(super) fn ready_pods(&self, revision: &Revision) -> Vec<&'a Pod> {
+        let pods = self.workload(revision).map(|w| w.pods.as_slice()).unwrap_or_default();
+        let mut ready: Vec<&Pod> = pods.iter().filter(|p| p.ready_since.is_some()).collect();
+        ready.sort_by(|a, b| a.name.cmp(&b.name));
+        ready
+    }
+
+    /// What keeps a revision's pods from being ready, in words.
+    pub(super) fn problems(&self, revision: &Revision) -> String {
+        let Some(w) = self.workload(revision) else { return "it does not exist yet".into() };
+        let problem = w.pods.iter().find_map(|p| p.problem.as_ref().map(|why| format!("; pod {}: {why}", p.name)));
+        format!("{} of {} pods are ready{}", w.ready_endpoints, w.replicas.unwrap_or(0), problem.unwrap_or_default())
+    }
+
+    /// Workloads that nothing points at any more.
+    pub(super) fn leftovers(&self) -> Vec<&'a Revision> {
+        let Some(ledger) = self.ledger() else { return Vec::new() };
+        let judged = matches!(self.standing(), Some(Standing::Trial | Standing::Latched | Standing::Held));
+        // A rolled-back candidate keeps its (empty) Deployment and its Service until the next candidate's first write.
+        let latched = |c: &Revision| ledger.rollback_of.as_ref().is_some_and(|k| k.revision == *c);
+        self.obs
+            .workloads
+            .keys()
+            .filter(|&r| {
+                let pointer = *r == ledger.stable || *r == self.baseline || *r == self.rollout.baseline.revision;
+                let candidate = ledger.candidate.as_ref() == Some(r) && (judged || latched(r));
+                !pointer && !candidate && r != self.model()
+            })
+            .collect()
+    }
+
+    /// The steps whose weight is reached: 0 before the first, i at the i-th (also between the i-th and the next, after
+    /// an edit of the list).
+    pub(super) fn step_at(&self, weight: u32) -> usize {
+        self.canary().steps.iter().filter(|s| s.weight <= weight).count()
+    }
+}
+
+impl Seen {
+    /// What a write or an observed route leaves in memory.
+    pub(super) fn of(ledger: &Ledger, weights: Vec<(Revision, u32)>) -> Self {
+        Self {
+            epoch: ledger.epoch,
+            stable: ledger.stable.clone(),
+            candidate: ledger.candidate.clone(),
+            attempt: ledger.attempt,
+            rollback_of: ledger.rollback_of.as_ref().map(|k| (k.revision.clone(), k.attempt)),
+            weights,
+        }
+    }
+}
