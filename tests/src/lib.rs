@@ -1,1 +1,6 @@
-//! placeholder
+//! What the demo and the end-to-end tests of BitNet Rollouts stand on.
+
+pub mod cluster;
+pub mod traffic;
+pub mod stage;
+pub mod world;
