@@ -1,1 +1,85 @@
-fn main() {}
+//! `kubectl bitnet`: watch, steer and explain model rollouts.
+
+mod cluster;
+mod output;
+mod tree;
+mod verbs;
+
+use clap::{Parser, Subcommand};
+use cluster::Place;
+use std::process::ExitCode;
+
+/// Watch, steer and explain the rollouts of BitNet models.
+///
+/// A rollout moves traffic from a baseline to a candidate as far as the evidence allows. `status` shows where it
+/// stands and what it waits for, `abort` and `rollback` end it at once, `explain` tells why a verdict was given.
+///
+/// Exit codes: 0 done; 1 error (no such rollout, no permission, refused); 2 wrong usage; 3 the rollout is not healthy
+/// (`status --exit-code`); 4 the operator did not answer in time.
+#[derive(Parser)]
+#[command(name = "kubectl-bitnet", bin_name = "kubectl bitnet", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// List rollouts: phase, step, weight, verdict and the estimates of their signals.
+    Get(verbs::get::Args),
+    /// Show one rollout as a tree: arms, weights, and each signal's numbers. `--watch` follows it.
+    Status(verbs::status::Args),
+    /// End the pause of the current step; `--full` goes to 100 % now, without the missing evidence.
+    Promote(verbs::steer::Promote),
+    /// Stop at the current weight. A rollback still happens when the evidence calls for one.
+    Pause(verbs::steer::Target),
+    /// Go on after a pause.
+    Resume(verbs::steer::Target),
+    /// All traffic back to the stable revision, now, in any phase.
+    Abort(verbs::steer::Target),
+    /// All traffic back to the fp16 baseline, now, in any phase, also after a promotion.
+    Rollback(verbs::steer::Target),
+    /// Start a new attempt with fresh evidence, for a candidate that was rolled back or held.
+    Retry(verbs::steer::Target),
+    /// Tell in words why a verdict was given. Without a decision: the rollout's last one.
+    Explain(verbs::explain::Args),
+    /// Print the completion script of a shell.
+    Completions(verbs::completions::Args),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.verb {
+        Verb::Get(args) => verbs::get::run(&cli.place, &args).await,
+        Verb::Status(args) => verbs::status::run(&cli.place, &args).await,
+        Verb::Promote(args) => verbs::steer::promote(&cli.place, &args).await,
+        Verb::Pause(target) => verbs::steer::steer(&cli.place, &target, "pause").await,
+        Verb::Resume(target) => verbs::steer::steer(&cli.place, &target, "resume").await,
+        Verb::Abort(target) => verbs::steer::steer(&cli.place, &target, "abort").await,
+        Verb::Rollback(target) => verbs::steer::steer(&cli.place, &target, "rollback").await,
+        Verb::Retry(target) => verbs::steer::steer(&cli.place, &target, "retry").await,
+        Verb::Explain(args) => verbs::explain::run(&cli.place, &args).await,
+        Verb::Completions(args) => verbs::completions::run(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,137 @@
+//! Tables, machine-readable output, and small words for numbers and times.
+
+use anyhow::{Context, Result};
+use jiff::{SpanRound, Timestamp, Unit};
+use serde::Serialize;
+use std::io::IsTerminal;
+
+/// `-o`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// The object as JSON.
+    Json,
+    /// The object as YAML.
+    Yaml,
+    /// A table with more columns.
+    Wide,
+}
+
+/// Prints objects as JSON or YAML.
+pub(crate) fn print_object(format: Format, object: &impl Serialize) -> Result<()> {
+    let text = match format {
+        Format::Yaml => serde_yaml::to_string(object).context("writing YAML")?,
+        Format::Json | Format::Wide => serde_json::to_string_pretty(object).context("writing JSON")? + "\n",
+    };
+    print!("{text}");
+    Ok(())
+}
+
+/// Rows as columns, as kubectl prints them.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = header.iter().map(|h| h.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let mut line = |cells: Vec<&str>| {
+        let mut out = String::new();
+        for (cell, width) in cells.iter().zip(&widths) {
+            out.push_str(cell);
+            out.extend(std::iter::repeat_n(' ', width + 3 - cell.chars().count()));
+        }
+        text.push_str(out.trim_end());
+        text.push('\n');
+    };
+    line(header.to_vec());
+    for row in rows {
+        line(row.iter().map(String::as_str).collect());
+    }
+    text
+}
+
+/// Time since `then` as kubectl writes it: `42s`, `5m`, `3h`, `2d`.
+pub(crate) fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.as_second() - then.as_second();
+    match seconds.max(0) {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+/// A time as people read it, in their zone, without fractions.
+pub(crate) fn moment(text: &str) -> String {
+    let Ok(time) = text.parse::<Timestamp>() else { return text.to_owned() };
+    time.round(Unit::Second).unwrap_or(time).to_string()
+}
+
+/// Time from one moment to another in words, `-` where either is unknown.
+pub(crate) fn span(from: Option<&str>, to: Option<&str>) -> Option<String> {
+    let (from, to): (Timestamp, Timestamp) = (from?.parse().ok()?, to?.parse().ok()?);
+    let span = (to - from).round(SpanRound::new().largest(Unit::Hour).smallest(Unit::Second)).ok()?;
+    Some(format!("{span:#}"))
+}
+
+/// Colours, on a terminal only and never with `NO_COLOR`.
+#[derive(Clone, Copy)]
+pub(crate) struct Paint(bool);
+
+impl Paint {
+    /// What standard output can take.
+    pub(crate) fn detect() -> Self {
+        Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+    }
+
+    /// Never any colour.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self(false)
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    pub(crate) fn good(self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    pub(crate) fn bad(self, text: &str) -> String {
+        self.with("31", text)
+    }
+
+    pub(crate) fn warn(self, text: &str) -> String {
+        self.with("33", text)
+    }
+
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    pub(crate) fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let text =
+            table(&["NAME", "PHASE"], &[vec!["a-long-name".into(), "Serving".into()], vec!["b".into(), "x".into()]]);
+        assert_eq!(text, "NAME          PHASE\na-long-name   Serving\nb             x\n");
+    }
+
+    #[test]
+    fn ages_are_kubectls() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let at = |s: i64| age(Timestamp::from_second(now.as_second() - s).unwrap(), now);
+        assert_eq!((at(5), at(600), at(8000), at(200_000)), ("5s".into(), "10m".into(), "2h".into(), "2d".into()));
+        assert_eq!(at(-5), "0s");
+    }
+}

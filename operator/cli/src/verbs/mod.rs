@@ -1,0 +1,7 @@
+//! One file per verb.
+
+pub(crate) mod completions;
+pub(crate) mod explain;
+pub(crate) mod get;
+pub(crate) mod status;
+pub(crate) mod steer;
