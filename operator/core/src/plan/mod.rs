@@ -235,10 +235,10 @@ pub fn plan(rollout: &Rollout, state: &State, observation: &Observation, now: Ti
     } else if ours {
         running(&mut d);
     } else {
-        let adopts = match (&observation.route, &rollout.route) {
-            (RouteState::Found(_), _) | (RouteState::Missing, RouteTarget::Own { .. }) => true,
-            _ => false,
-        };
+        let adopts = matches!(
+            (&observation.route, &rollout.route),
+            (RouteState::Found(_), _) | (RouteState::Missing, RouteTarget::Own { .. })
+        );
         verbs::read(&mut d);
         if adopts {
             baseline::adopt(&mut d);
