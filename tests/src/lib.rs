@@ -1,6 +1,7 @@
 //! What the demo and the end-to-end tests of BitNet Rollouts stand on.
 
 pub mod cluster;
-pub mod traffic;
+pub mod demo;
 pub mod stage;
+pub mod traffic;
 pub mod world;

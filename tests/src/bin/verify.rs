@@ -1,1 +1,81 @@
-fn main() {}
+//! `cargo verify`: every check of this repository, from formatting to the tests on a real cluster.
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use e2e::stage::checkout;
+use std::{
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+/// Run all checks and tests, cheapest first: format, lints, crate boundaries, unit and property tests, tests on a
+/// real one-node Kubernetes in a network namespace of its own. Stops at the first stage that fails.
+#[derive(Parser)]
+#[command(name = "cargo verify", version)]
+struct Args {
+    /// Leave out the cluster (needs root, Go, Python and about 30 minutes the first time).
+    #[arg(long)]
+    no_cluster: bool,
+    /// Run only tests of the cluster whose name contains this.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+/// A stage: its name, and the arguments of cargo.
+type Stage = (&'static str, &'static [&'static str]);
+
+const STAGES: &[Stage] = &[
+    ("format", &["fmt", "--all", "--check"]),
+    ("lints", &["clippy", "--workspace", "--all-targets", "--locked", "--release", "--", "-D", "warnings"]),
+    (
+        "the worker's API needs no Kubernetes",
+        &["check", "--locked", "--release", "-p", "bitnet-api", "--no-default-features", "--features", "worker,gate"],
+    ),
+    ("unit and property tests", &["test", "--workspace", "--exclude", "e2e", "--locked", "--release"]),
+    ("tests of the drivers", &["test", "-p", "e2e", "--locked", "--release", "--lib", "--bins"]),
+];
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let begin = Instant::now();
+    if args.only.is_none() {
+        for (name, stage) in STAGES {
+            cargo(name, stage, &begin)?;
+        }
+        one_of_each(&["kube", "kube-core", "k8s-openapi", "safetensors"])?;
+    }
+    if !args.no_cluster {
+        let mut stage = vec!["test", "-p", "e2e", "--locked", "--release", "--test", "cluster", "--"];
+        stage.extend(args.only.as_deref());
+        cargo("tests on a real cluster", &stage, &begin)?;
+    }
+    println!("verified in {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn cargo(name: &str, args: &[&str], begin: &Instant) -> Result<()> {
+    println!("== {name}: cargo {} ({:.0} s)", args.join(" "), begin.elapsed().as_secs_f64());
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(args)
+        .current_dir(checkout())
+        .stdin(Stdio::null())
+        .status()
+        .context("running cargo: install Rust (rustup) so that `cargo` is on PATH")?;
+    if !status.success() {
+        bail!("{name} failed: run `cargo {}` to see it alone", args.join(" "));
+    }
+    Ok(())
+}
+
+/// The lock file resolves each of these to one version: two kubes would be two worlds of types.
+fn one_of_each(names: &[&str]) -> Result<()> {
+    let lock = std::fs::read_to_string(checkout().join("Cargo.lock")).context("reading Cargo.lock")?;
+    for name in names {
+        let count = lock.lines().filter(|line| *line == format!("name = \"{name}\"")).count();
+        if count != 1 {
+            bail!("Cargo.lock holds {count} versions of {name}, it must be one: see docs/adr");
+        }
+    }
+    Ok(())
+}

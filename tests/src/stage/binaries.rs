@@ -1,0 +1,49 @@
+use super::checkout;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+/// The programs of this checkout, built in the release profile.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    /// The operator.
+    pub operator: PathBuf,
+    /// The inference worker.
+    pub worker: PathBuf,
+    /// `kubectl bitnet`.
+    pub kubectl_bitnet: PathBuf,
+}
+
+impl Binaries {
+    /// Builds what has changed and says where the programs are.
+    pub fn build() -> Result<Self> {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let output = Command::new(cargo)
+            .current_dir(checkout())
+            .args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"])
+            .args(["-p", "bitnet-operator", "-p", "inference-worker", "-p", "kubectl-bitnet", "--bins"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("running cargo: install Rust (rustup) so that `cargo` is on PATH")?;
+        ensure!(output.status.success(), "cargo build failed; its messages stand above");
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let executable = |name: &str| {
+            messages
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+                .filter(|m| m["target"]["name"] == name && m["target"]["kind"][0] == "bin")
+                .filter_map(|m| m["executable"].as_str().map(PathBuf::from))
+                .next_back()
+                .with_context(|| format!("cargo did not say where the program `{name}` is"))
+        };
+        Ok(Self {
+            operator: executable("operator")?,
+            worker: executable("inference-worker")?,
+            kubectl_bitnet: executable("kubectl-bitnet")?,
+        })
+    }
+}

@@ -1,0 +1,11 @@
+//! A namespace with a route, a gate and a rollout, and the means to watch them.
+
+mod apply;
+mod history;
+mod manifests;
+mod rollout;
+
+pub use apply::apply;
+pub use history::{RouteHistory, RouteVersion};
+pub use manifests::{Manifests, demo_gate};
+pub use rollout::{Rollouts, weights_text};
