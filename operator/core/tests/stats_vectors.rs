@@ -1,6 +1,8 @@
 //! The engines against independent implementations (confseq, scipy, mpmath). Each file says where its numbers come from
 //! and how close is close enough.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use bitnet_core::{
     evidence::{Histogram, LiveArm, combine},
     stats::{

@@ -1,81 +1,228 @@
 use super::{
-    Assessment, Finding, Gate, Signal, SignalKind, SignalState, Tick,
+    Assessment, Gate, OnNoTraffic, SignalKind, Tick,
     codec::{CodecError, Reader, Writer},
+    combine,
+    errors::Errors,
+    history::History,
+    live::{Live, LiveTick},
+    load::Load,
+    paired::Paired,
+    quality::Quality,
+    rules::Rules,
+    traffic::{Counts, Preflight, Traffic, live},
 };
+use crate::stats::logspace::log_add_exp;
 
 /// The sequential evidence of one attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evidence {
+    /// Hash of the gate's parameters.
     parameters: u64,
-    ticks: u32,
+    /// How often they changed during the attempt.
+    reconfigured: u8,
+    /// Ticks taken under these parameters.
+    pub(super) ticks: u32,
+    /// Number of the last tick taken.
     last_number: u32,
+    weight_change: u32,
+    /// The last tick was at the last step.
+    pub(super) last_step: bool,
+    /// The signal that rejected the rollback null, and ln E then: a crossing is for ever.
+    pub(super) rejected: Option<(SignalKind, f64)>,
+    pub(super) preflight: Preflight,
+    pub(super) traffic: Traffic,
+    pub(super) history: History,
+    pub(super) quality: Quality,
+    pub(super) paired: Paired,
+    pub(super) live: Live,
+    pub(super) errors: Errors,
 }
 
 impl Evidence {
+    /// Most bytes that [`Evidence::encode_into`] writes.
+    pub const MAX_BYTES: usize = 2400;
+
     /// Evidence before the first tick.
     pub fn new(gate: &Gate) -> Self {
-        Self { parameters: gate.parameters(), ticks: 0, last_number: 0 }
+        Self {
+            parameters: gate.parameters(),
+            reconfigured: 0,
+            ticks: 0,
+            last_number: 0,
+            weight_change: 0,
+            last_step: false,
+            rejected: None,
+            preflight: Preflight::default(),
+            traffic: Traffic::default(),
+            history: History::default(),
+            quality: Quality::default(),
+            paired: Paired::default(),
+            live: Live::default(),
+            errors: Errors::default(),
+        }
     }
 
     /// The evidence was gathered under this gate's parameters. [`Evidence::step`] with other parameters starts a new
-    /// test by itself.
+    /// test by itself, at half of the error budgets.
     pub fn is_of(&self, gate: &Gate) -> bool {
         self.parameters == gate.parameters()
     }
 
-    /// Takes one tick. Total: bad numbers are left out or count against the claim, a tick that was taken already
-    /// (`number` not above the last) changes nothing.
-    pub fn step(&mut self, gate: &Gate, tick: &Tick) -> Assessment {
-        if !self.is_of(gate) {
-            *self = Self::new(gate);
-        }
-        if tick.number > self.last_number {
-            self.last_number = tick.number;
-            self.ticks += 1;
-        }
-        self.summary(gate)
+    /// A new test in the same attempt: what was learnt about stable and the preflight stay, all evidence starts again,
+    /// and the k-th change leaves 2⁻ᵏ of both budgets, so that all tests of the attempt together keep twice the first.
+    fn reconfigure(&mut self, gate: &Gate) {
+        let old = std::mem::replace(self, Self::new(gate));
+        self.reconfigured = old.reconfigured.saturating_add(1);
+        self.last_number = old.last_number;
+        self.weight_change = old.weight_change;
+        self.rejected = old.rejected;
+        self.preflight = old.preflight;
+        self.traffic = old.traffic;
+        self.history = old.history;
+        self.live.refresh(old.live.windows, old.live.current);
     }
 
-    /// What the evidence says as it stands, without a new tick.
-    pub fn summary(&self, gate: &Gate) -> Assessment {
-        let signals = SignalKind::ALL.map(|kind| Signal {
-            kind,
-            state: SignalState::NoData,
-            samples: 0,
-            required: None,
-            estimate: None,
-            interval: None,
-            ln_rollback: 0.0,
-            ln_promote: 0.0,
-            detail: String::new(),
-        });
-        Assessment {
-            finding: if self.ticks >= gate.horizon() { Finding::Inconclusive } else { Finding::Continue },
-            signals: signals.to_vec(),
-            prompts: 0,
-            preflight_done: false,
-            quality_proven: false,
-            fresh: false,
-            no_traffic: false,
-            history_pending: true,
-            missing: Vec::new(),
-            ln_rollback: 0.0,
-            exposed_requests: 0,
+    /// Takes one tick that could gather evidence, and says what follows.
+    ///
+    /// Total: values that are no numbers count against the candidate in quality and are left out elsewhere, counts that
+    /// cannot be counts are a missing scrape, and a tick whose `number` is not above the last one changes nothing.
+    /// `Finding::Tripwire` is reported in the tick that trips, `Finding::Promote` only at the last step; whether that
+    /// step's dwell time is over is for the caller to say. Lost candidate pods are the caller's to see, too: they are
+    /// acted on between ticks.
+    pub fn step(&mut self, gate: &Gate, tick: &Tick) -> Assessment {
+        if !self.is_of(gate) {
+            self.reconfigure(gate);
         }
+        let rules = Rules::of(gate, self.reconfigured);
+        if tick.number <= self.last_number {
+            return self.assess(gate, &rules, None);
+        }
+        self.last_number = tick.number;
+        self.ticks = self.ticks.saturating_add(1);
+        self.last_step = tick.last_step;
+        if tick.weight_change != self.weight_change {
+            self.weight_change = tick.weight_change;
+            self.traffic.weight_changed();
+            self.history.weight_changed();
+            self.live.weight_changed();
+            self.errors.drop_blocks();
+        }
+        self.traffic.step(gate, tick);
+
+        let probes = tick.probes.as_ref();
+        let prompts = self.quality.step(&rules, self.ticks, probes, gate.probes.per_tick);
+        let pairs = probes.map_or(&[][..], |p| &p.pairs[..p.pairs.len().min(gate.probes.pairs as usize)]);
+        self.paired.step(&rules, self.ticks, pairs, Load::of(tick));
+        let generations = self.stand_in(gate, tick, Counts::of_pairs(pairs));
+        self.step_live(&rules, gate, tick, generations);
+        if let Some(edges) = self.history.step(gate, tick, self.ticks, generations) {
+            self.live.refresh(edges.windows, edges.current);
+        }
+
+        let mut trip = self.preflight.step(gate, prompts, pairs);
+        trip = trip.or_else(|| self.traffic.tripped(gate).filter(|_| tick.weight != Some(0)));
+        let ln_e = self.ln_rollback(&rules);
+        let combined = combine::ln_rollback(&ln_e);
+        if self.rejected.is_none() && combined >= rules.rollback_bound {
+            self.rejected = Some((SignalKind::ALL[combine::reason(&ln_e)], combined));
+        }
+        self.assess(gate, &rules, trip)
+    }
+
+    /// What the evidence says as it stands, without a new tick. A tripped wire is a finding of its tick alone and not
+    /// repeated here.
+    pub fn summary(&self, gate: &Gate) -> Assessment {
+        if !self.is_of(gate) {
+            let mut changed = self.clone();
+            changed.reconfigure(gate);
+            return changed.summary(gate);
+        }
+        self.assess(gate, &Rules::of(gate, self.reconfigured), None)
+    }
+
+    /// The pairs' generations, where they stand in for requests: an arm is without traffic and the gate says so.
+    fn stand_in(&mut self, gate: &Gate, tick: &Tick, generations: Counts) -> Option<Counts> {
+        let at_weight = tick.weight.is_some_and(|w| (1..100).contains(&w));
+        if !(at_weight && self.traffic.none && gate.on_no_traffic == OnNoTraffic::Probe) {
+            return None;
+        }
+        if generations.candidate.1 > 0 {
+            self.traffic.seen_pairs();
+        }
+        Some(generations)
+    }
+
+    /// Errors and latency of live requests, tested with what history knew before this tick.
+    fn step_live(&mut self, rules: &Rules, gate: &Gate, tick: &Tick, generations: Option<Counts>) {
+        let weighted = tick.weight.is_some_and(|w| (1..100).contains(&w));
+        let arms = live(tick).filter(|_| weighted);
+        let counts = match generations {
+            Some(counts) => Some((counts, true)),
+            None => arms.map(|(candidate, stable)| (Counts::of_live(candidate, stable), false)),
+        };
+        self.errors.step(rules, self.ticks, counts, self.history.rate, tick.seed);
+        let now = arms.filter(|_| tick.warm && self.history.rate.is_some()).map(|(candidate, stable)| LiveTick {
+            candidate,
+            stable,
+            load: Load::of(tick),
+            last_step: tick.last_step,
+            seed: tick.seed,
+        });
+        self.live.step(rules, self.ticks, gate.percentiles, now.as_ref());
+    }
+
+    /// ln E of the rollback tests in the order of [`SignalKind::ALL`].
+    pub(super) fn ln_rollback(&self, rules: &Rules) -> [f64; 4] {
+        let of = |claim: &super::claim::Claim| claim.ln_rollback(rules.prior, self.ticks);
+        let average = |ln: &mut dyn Iterator<Item = f64>, n: f64| ln.fold(f64::NEG_INFINITY, log_add_exp) - n.ln();
+        // Half on the pairs, which see no load, half on the six views of live requests.
+        let live = average(&mut self.live.claims.as_flattened().iter().map(of), 6.0);
+        let paired = average(&mut self.paired.claims.iter().map(of), 2.0);
+        let latency = log_add_exp(live, paired) - 2f64.ln();
+        [of(&self.quality.mean), of(&self.quality.tail), latency, of(&self.errors.claim)]
     }
 
     /// Writes the state (at most [`Evidence::MAX_BYTES`]).
     pub fn encode_into(&self, w: &mut Writer) {
         w.fixed_u64(self.parameters);
+        w.u8(self.reconfigured);
         w.u32(self.ticks);
         w.u32(self.last_number);
+        w.u32(self.weight_change);
+        w.bool(self.last_step);
+        w.option(self.rejected, |w, (signal, ln_e)| {
+            w.u8(signal as u8);
+            w.f64(ln_e);
+        });
+        self.preflight.encode_into(w);
+        self.traffic.encode_into(w);
+        self.history.encode_into(w);
+        self.quality.encode_into(w);
+        self.paired.encode_into(w);
+        self.live.encode_into(w);
+        self.errors.encode_into(w);
     }
 
     /// Reads what [`Evidence::encode_into`] wrote.
     pub fn decode_from(r: &mut Reader) -> Result<Self, CodecError> {
-        Ok(Self { parameters: r.fixed_u64()?, ticks: r.u32()?, last_number: r.u32()? })
+        Ok(Self {
+            parameters: r.fixed_u64()?,
+            reconfigured: r.u8()?,
+            ticks: r.u32()?,
+            last_number: r.u32()?,
+            weight_change: r.u32()?,
+            last_step: r.bool()?,
+            rejected: r.option(|r| {
+                let signal = SignalKind::ALL.get(usize::from(r.u8()?));
+                Ok((*signal.ok_or(CodecError::Garbled("an unknown signal"))?, r.f64()?))
+            })?,
+            preflight: Preflight::decode_from(r)?,
+            traffic: Traffic::decode_from(r)?,
+            history: History::decode_from(r)?,
+            quality: Quality::decode_from(r)?,
+            paired: Paired::decode_from(r)?,
+            live: Live::decode_from(r)?,
+            errors: Errors::decode_from(r)?,
+        })
     }
-
-    /// Most bytes that [`Evidence::encode_into`] writes.
-    pub const MAX_BYTES: usize = 2350;
 }

@@ -3,10 +3,20 @@
 //! [`Gate`] is the resolved gate, [`Tick`] what one tick saw, [`Evidence`] the state (< 4 KB encoded), [`Assessment`]
 //! what follows. The rules are those of the statistics page in `docs/`; the engines are in [`crate::stats`].
 
+mod assess;
+mod claim;
 pub mod codec;
 pub mod combine;
+mod errors;
+mod history;
 mod judge;
+mod live;
+mod load;
+mod paired;
 mod parameters;
+mod quality;
+mod rules;
+mod traffic;
 
 pub use judge::Evidence;
 
@@ -314,6 +324,7 @@ pub enum Finding {
 
 /// Assessment of one tick.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::struct_excessive_bools, reason = "five independent facts, each read on its own")]
 pub struct Assessment {
     /// What follows from the evidence.
     pub finding: Finding,

@@ -17,7 +17,7 @@ pub struct MeanSequence {
 impl MeanSequence {
     /// Takes a value; it is clipped to [0, 1], NaN is 0. `alpha` is 1 − level, the same at every call.
     pub fn add(&mut self, x: f64, alpha: f64) {
-        let x = x.max(0.0).min(1.0);
+        let x = if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) };
         let ln = (2.0 / alpha).ln();
         let before = self.n;
         let n = before + 1.0;

@@ -73,7 +73,7 @@ pub fn hypergeometric(population: u64, marked: u64, size: u64, draws: &mut Draws
 }
 
 /// Thins counts to a random subsample of `size`; counts of at most `size` in all stay as they are.
-pub fn thin<const N: usize>(counts: &mut [u64; N], size: u64, draws: &mut Draws) {
+pub fn thin(counts: &mut [u64], size: u64, draws: &mut Draws) {
     let mut population: u64 = counts.iter().sum();
     if population <= size {
         return;

@@ -1,0 +1,310 @@
+//! From the state of the tests to what people and the planner read.
+
+use super::{
+    Assessment, Evidence, Finding, Gate, OnNoTraffic, Signal, SignalKind, SignalState,
+    claim::Claim,
+    combine,
+    history::REQUESTS,
+    live::PARTS,
+    paired::{METRICS, pair_moments, shown_ratio},
+    quality::DISPLAY_ALPHA,
+    rules::Rules,
+    traffic::share,
+};
+use crate::stats::{forecast, intervals::share_interval};
+
+/// A promotion test of one part of a signal.
+struct Part<'a> {
+    name: String,
+    claim: &'a Claim,
+}
+
+impl Evidence {
+    pub(super) fn assess(&self, gate: &Gate, rules: &Rules, trip: Option<String>) -> Assessment {
+        let ln_e = self.ln_rollback(rules);
+        let signals = vec![
+            self.cosine(rules, ln_e[0]),
+            self.tail(rules, ln_e[1]),
+            self.latency(gate, rules, ln_e[2]),
+            self.failures(rules, ln_e[3]),
+        ];
+        let missing = self.missing(gate, rules, &signals);
+        let finding = match (self.rejected, trip) {
+            (Some((signal, ln_e)), _) => Finding::RollBack { signal, ln_e },
+            (None, Some(reason)) => Finding::Tripwire { reason },
+            (None, None) if missing.is_empty() => Finding::Promote,
+            (None, None) if self.ticks >= rules.deadline => Finding::Inconclusive,
+            (None, None) => Finding::Continue,
+        };
+        Assessment {
+            finding,
+            signals,
+            prompts: self.quality.prompts,
+            preflight_done: self.preflight.done && self.rejected.is_none(),
+            quality_proven: self.quality.proven(),
+            fresh: self.traffic.fresh(),
+            no_traffic: self.traffic.none,
+            history_pending: self.history.rate.is_none(),
+            missing,
+            ln_rollback: combine::ln_rollback(&ln_e),
+            exposed_requests: self.traffic.exposed,
+        }
+    }
+
+    fn state(&self, kind: SignalKind, samples: u64, proven: bool) -> SignalState {
+        match self.rejected {
+            Some((signal, _)) if signal == kind => SignalState::Failed,
+            _ if samples == 0 => SignalState::NoData,
+            _ if proven => SignalState::Proven,
+            _ => SignalState::Continue,
+        }
+    }
+
+    fn cosine(&self, rules: &Rules, ln_rollback: f64) -> Signal {
+        let quality = &self.quality;
+        let samples = u64::from(quality.prompts);
+        let estimate = quality.shown.mean();
+        let variance = quality.shown.variance();
+        let required = estimate.and_then(|mean| {
+            let gap = mean - rules.mean_threshold;
+            if gap > 0.0 {
+                forecast::bounded_mean(rules.alpha_promote, gap, variance, rules.mean_threshold)
+            } else {
+                let alpha = rules.alpha_rollback * combine::WEIGHTS[0];
+                forecast::bounded_mean(alpha, -gap, variance, 1.0 - rules.mean_threshold)
+            }
+        });
+        Signal {
+            kind: SignalKind::Cosine,
+            state: self.state(SignalKind::Cosine, samples, quality.mean.proven()),
+            samples,
+            required,
+            estimate,
+            interval: estimate.map(|_| quality.shown.interval(DISPLAY_ALPHA)),
+            ln_rollback,
+            ln_promote: quality.mean.ln_promote(),
+            detail: format!("mean of {samples} prompts"),
+        }
+    }
+
+    fn tail(&self, rules: &Rules, ln_rollback: f64) -> Signal {
+        let quality = &self.quality;
+        let samples = u64::from(quality.prompts);
+        let low = u64::from(quality.low);
+        let estimate = share((low, samples));
+        let required = estimate.and_then(|theta| {
+            let theta = theta.max(0.5 / (samples as f64 + 1.0));
+            let alpha =
+                if theta < rules.tail_share { rules.alpha_promote } else { rules.alpha_rollback * combine::WEIGHTS[1] };
+            forecast::share(alpha, theta, rules.tail_share)
+        });
+        Signal {
+            kind: SignalKind::CosineTail,
+            state: self.state(SignalKind::CosineTail, samples, quality.tail.proven()),
+            samples,
+            required,
+            estimate,
+            interval: estimate.map(|_| share_interval(low, samples, DISPLAY_ALPHA)),
+            ln_rollback,
+            ln_promote: quality.tail.ln_promote(),
+            detail: format!("{low} of {samples} prompts under {}", rules.tail_min),
+        }
+    }
+
+    /// The parts that a promotion asks of latency.
+    fn latency_parts(&self, gate: &Gate) -> Vec<Part<'_>> {
+        let paired = METRICS.iter().zip(&self.paired.claims);
+        let mut parts: Vec<Part> =
+            paired.map(|(metric, claim)| Part { name: format!("paired {metric}"), claim }).collect();
+        if !self.live_latency_asked(gate) {
+            return parts;
+        }
+        let wanted = [gate.percentiles.body, gate.percentiles.p95, gate.percentiles.p99];
+        for (m, metric) in METRICS.iter().enumerate() {
+            // A metric without a history (answers of one token) cannot be tested live.
+            if self.live.windows[m].is_none() {
+                continue;
+            }
+            let claims = self.live.claims[m].iter().zip(PARTS).zip(wanted);
+            parts.extend(
+                claims.filter(|c| c.1).map(|((claim, part), _)| Part { name: format!("live {metric} {part}"), claim }),
+            );
+        }
+        parts
+    }
+
+    fn live_latency_asked(&self, gate: &Gate) -> bool {
+        let replaced = self.traffic.none && gate.on_no_traffic == OnNoTraffic::Probe;
+        self.history.live_required && !replaced
+    }
+
+    fn latency(&self, gate: &Gate, rules: &Rules, ln_rollback: f64) -> Signal {
+        let parts = self.latency_parts(gate);
+        let weakest = parts.iter().min_by(|a, b| {
+            (a.claim.proven(), a.claim.ln_promote())
+                .partial_cmp(&(b.claim.proven(), b.claim.ln_promote()))
+                .unwrap_or(std::cmp::Ordering::Equal)
+        });
+        let counted = self.paired.counted();
+        let samples = counted[0].max(counted[1]);
+        // Of the two metrics, the one in which the candidate looks worse.
+        let worse = usize::from(self.paired.shown[1].mean() > self.paired.shown[0].mean());
+        let shown = &self.paired.shown[worse];
+        let blocks = f64::from((self.ticks / rules.block).max(1));
+        let per_block = (samples as f64 / blocks).max(1.0);
+        let required = pair_moments(shown, rules.ln_ratio).and_then(|(mean, variance)| {
+            let alpha = if mean < 0.0 { rules.alpha_promote } else { rules.alpha_rollback * combine::WEIGHTS[2] / 4.0 };
+            let blocks = forecast::votes(alpha, mean.abs().min(1.0), variance / per_block)?;
+            Some((blocks as f64 * per_block).ceil() as u64)
+        });
+        let detail = match (self.rejected, weakest) {
+            (Some((SignalKind::Latency, _)), _) => self.worst_latency(rules),
+            (_, Some(part)) => part.name.clone(),
+            (_, None) => String::new(),
+        };
+        Signal {
+            kind: SignalKind::Latency,
+            state: self.state(
+                SignalKind::Latency,
+                samples + self.errors.total.candidate.1,
+                parts.iter().all(|p| p.claim.proven()),
+            ),
+            samples,
+            required,
+            estimate: shown.mean().map(shown_ratio),
+            interval: shown.mean().map(|_| {
+                let (low, high) = shown.interval(DISPLAY_ALPHA);
+                (shown_ratio(low), shown_ratio(high))
+            }),
+            ln_rollback,
+            ln_promote: weakest.map_or(0.0, |p| p.claim.ln_promote()),
+            detail,
+        }
+    }
+
+    /// The part of latency that speaks loudest against the candidate.
+    fn worst_latency(&self, rules: &Rules) -> String {
+        let mut worst = (f64::NEG_INFINITY, String::new());
+        let mut look = |claim: &Claim, name: String| {
+            let ln_e = claim.ln_rollback(rules.prior, self.ticks);
+            if ln_e > worst.0 {
+                worst = (ln_e, name);
+            }
+        };
+        for (m, metric) in METRICS.iter().enumerate() {
+            look(&self.paired.claims[m], format!("paired {metric}"));
+            for (claim, part) in self.live.claims[m].iter().zip(PARTS) {
+                look(claim, format!("live {metric} {part}"));
+            }
+        }
+        worst.1
+    }
+
+    fn failures(&self, rules: &Rules, ln_rollback: f64) -> Signal {
+        let total = self.errors.total;
+        let ((s_c, n_c), (s_b, n_b)) = (total.candidate, total.stable);
+        let rates = share(total.candidate).zip(share(total.stable));
+        let required = rates.and_then(|(candidate, stable)| {
+            let worse = candidate - stable > rules.excess;
+            let alpha = if worse { rules.alpha_rollback * combine::WEIGHTS[3] } else { rules.alpha_promote };
+            forecast::error_excess(alpha, candidate, stable, rules.excess)
+        });
+        Signal {
+            kind: SignalKind::Errors,
+            state: self.state(SignalKind::Errors, n_c.min(n_b), self.errors.claim.proven()),
+            samples: n_c,
+            required,
+            estimate: rates.map(|(candidate, stable)| candidate - stable),
+            interval: rates.map(|_| {
+                let candidate = share_interval(s_c, n_c, DISPLAY_ALPHA / 2.0);
+                let stable = share_interval(s_b, n_b, DISPLAY_ALPHA / 2.0);
+                (candidate.0 - stable.1, candidate.1 - stable.0)
+            }),
+            ln_rollback,
+            ln_promote: self.errors.claim.ln_promote(),
+            detail: format!("{s_c} of {n_c} requests failed, {s_b} of {n_b} at stable"),
+        }
+    }
+
+    /// What promotion waits for; empty: nothing (but the dwell time, which the caller knows).
+    fn missing(&self, gate: &Gate, rules: &Rules, signals: &[Signal]) -> Vec<String> {
+        let mut missing = Vec::new();
+        if !self.preflight.done {
+            missing.push(format!(
+                "preflight: {} of {} prompts compared before the first live request",
+                self.preflight.prompts, gate.preflight
+            ));
+        }
+        for (signal, unit) in signals.iter().zip(["prompts", "prompts", "", ""]) {
+            let (proven, name) = match signal.kind {
+                SignalKind::Cosine => (self.quality.mean.proven(), "cosine mean"),
+                SignalKind::CosineTail => (self.quality.tail.proven(), "cosine tail"),
+                SignalKind::Latency | SignalKind::Errors => continue,
+            };
+            if !proven {
+                missing.push(format!("{name}: {}", progress(signal, signal.ln_promote, rules, unit)));
+            }
+        }
+        if self.quality.prompts < gate.min_samples {
+            missing.push(format!("samples: {} of {} prompts", self.quality.prompts, gate.min_samples));
+        }
+        if self.history.rate.is_none() {
+            missing.push(format!(
+                "history: {} of {REQUESTS} requests of stable, live tests start after that",
+                self.history.stable.1
+            ));
+        }
+        self.missing_latency(gate, rules, &signals[2], &mut missing);
+        if !self.errors.claim.proven() {
+            let signal = &signals[3];
+            missing.push(format!(
+                "errors: {}, {} blocks so far",
+                progress(signal, signal.ln_promote, rules, "requests of the candidate"),
+                self.errors.blocks
+            ));
+        }
+        if !self.last_step {
+            missing.push("the last step is still to come".into());
+        } else if !self.traffic.fresh() {
+            missing.push("no live request of both arms at this weight yet".into());
+        }
+        missing
+    }
+
+    fn missing_latency(&self, gate: &Gate, rules: &Rules, signal: &Signal, missing: &mut Vec<String>) {
+        for part in self.latency_parts(gate) {
+            if part.claim.proven() {
+                continue;
+            }
+            let live = part.name.starts_with("live");
+            let ln_e = part.claim.ln_promote();
+            missing.push(if live && !self.last_step {
+                format!("{}: counted at the last step only", part.name)
+            } else if live && !self.live.current {
+                let collected = self.history.collected().unwrap_or(0);
+                format!("{}: {collected} of {REQUESTS} requests of stable at this weight for its edges", part.name)
+            } else if live {
+                format!("{}: evidence {ln_e:.2} of {:.2}", part.name, rules.promote_bound)
+            } else if signal.samples == 0 && self.paired.finished() > 0 {
+                format!(
+                    "{}: none of {} pairs counted, an engine was busy with other requests in each",
+                    part.name,
+                    self.paired.finished()
+                )
+            } else {
+                format!("{}: {}", part.name, progress(signal, ln_e, rules, "pairs"))
+            });
+        }
+    }
+}
+
+/// How far a promotion test is, and how far it is expected to go.
+fn progress(signal: &Signal, ln_e: f64, rules: &Rules, unit: &str) -> String {
+    let so_far = format!("evidence {ln_e:.2} of {:.2} after {} {unit}", rules.promote_bound, signal.samples);
+    match (signal.required, signal.estimate) {
+        (Some(required), Some(_)) if required > signal.samples && ln_e > 0.0 => {
+            format!("{so_far}, about {} more expected", required - signal.samples)
+        }
+        _ => so_far,
+    }
+}
