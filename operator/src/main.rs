@@ -1,1 +1,188 @@
-fn main() {}
+//! Command line of the operator.
+
+use anyhow::Context as _;
+use bitnet_api::validate::Pools;
+use bitnet_operator::{
+    admin::{self, Readiness},
+    backoff::Backoff,
+    client::fenced,
+    config::Config,
+    controller,
+    counters::References,
+    detach,
+    events::Events,
+    lease::{self, Claim, Fence},
+    metrics::Metrics,
+    reconcile::Context,
+    worker::Workers,
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use futures::FutureExt;
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Rolls BitNet models out beside their fp16 baseline, and back, by evidence.
+#[derive(Parser)]
+#[command(name = "operator", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the operator.
+    Run(Run),
+    /// Let go of every rollout and leave its traffic and pods as they are: before the operator is removed.
+    Detach(Common),
+}
+
+#[derive(Args)]
+struct Common {
+    /// The installation's settings (YAML).
+    #[arg(long, env = "BITNET_CONFIG")]
+    config: PathBuf,
+    /// Namespace of the leader lease.
+    #[arg(long, env = "BITNET_LEASE_NAMESPACE", default_value = "bitnet-rollouts")]
+    lease_namespace: String,
+    /// Name of the leader lease.
+    #[arg(long, env = "BITNET_LEASE_NAME", default_value = "bitnet-rollouts")]
+    lease_name: String,
+    /// This process in the lease: the pod's name.
+    #[arg(long, env = "BITNET_LEASE_IDENTITY")]
+    lease_identity: String,
+    /// Form of the log.
+    #[arg(long, env = "BITNET_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Args)]
+struct Run {
+    #[command(flatten)]
+    common: Common,
+    /// Port of /healthz and /readyz.
+    #[arg(long, default_value_t = 8081)]
+    health_port: u16,
+    /// Port of /metrics.
+    #[arg(long, default_value_t = 8080)]
+    metrics_port: u16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let common = match &cli.command {
+        Command::Run(run) => &run.common,
+        Command::Detach(common) => common,
+    };
+    log(common.log_format);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(4).enable_all().build();
+    let outcome = runtime.context("cannot start the runtime").and_then(|runtime| {
+        runtime.block_on(async {
+            match cli.command {
+                Command::Run(run) => run_operator(run).await,
+                Command::Detach(common) => run_detach(common).await,
+            }
+        })
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(format: LogFormat) {
+    // Debug lines of the HTTP client may hold objects: they need to be asked for by name.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}
+
+async fn start(common: Common) -> anyhow::Result<(Config, kube::Config, Claim)> {
+    let config = Config::load(&common.config)?;
+    let cluster = kube::Config::infer().await.context("no cluster: run in a pod, or set KUBECONFIG")?;
+    let claim = Claim { namespace: common.lease_namespace, name: common.lease_name, identity: common.lease_identity };
+    Ok((config, cluster, claim))
+}
+
+async fn run_detach(common: Common) -> anyhow::Result<()> {
+    let (config, cluster, claim) = start(common).await?;
+    let client = fenced(cluster, None).context("cannot make a client of the API server")?;
+    let count = detach::run(&client, &config, &claim).await?;
+    tracing::info!(count, "all rollouts were let go");
+    Ok(())
+}
+
+async fn run_operator(run: Run) -> anyhow::Result<()> {
+    let (config, cluster, claim) = start(run.common).await?;
+    let fence = Fence::default();
+    let unfenced = fenced(cluster.clone(), None).context("cannot make a client of the API server")?;
+    let client = fenced(cluster, Some(fence.clone())).context("cannot make a client of the API server")?;
+    let (metrics, readiness) = (Metrics::default(), Readiness::default());
+
+    let health = admin::bind(run.health_port).await.context("cannot listen on the health port")?;
+    let scrape = admin::bind(run.metrics_port).await.context("cannot listen on the metrics port")?;
+    tokio::spawn(axum::serve(health, admin::health(readiness.clone(), fence.clone())).into_future());
+    tokio::spawn(axum::serve(scrape, admin::metrics(metrics.clone())).into_future());
+
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let stop = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    }
+    .boxed()
+    .shared();
+
+    {
+        let (unfenced, claim, fence) = (unfenced.clone(), claim.clone(), fence.clone());
+        tokio::spawn(async move {
+            let lost = lease::hold(unfenced, &claim, &fence).await;
+            tracing::error!(error = &lost as &dyn std::error::Error, "not leading any more");
+            // Reconciles may still run; the fence keeps them from writing, and nothing of them may outlive this.
+            std::process::exit(1);
+        });
+    }
+    let leading = fence.acquired();
+    tokio::select! {
+        () = leading => {}
+        () = stop.clone() => return Ok(()),
+    }
+    let context = Context {
+        client: client.clone(),
+        pools: Pools { names: config.pools.keys().cloned().collect(), default: config.default_pool.clone() },
+        config,
+        workers: Workers::internal().context("cannot make a client of the workers")?,
+        references: References::default(),
+        metrics,
+        events: Events::new(client, &claim.identity),
+        backoff: Backoff::default(),
+        stores: OnceLock::new(),
+    };
+    let running = controller::run(Arc::new(context), readiness, stop.clone());
+    let drained = async {
+        stop.await;
+        tokio::time::sleep(controller::DRAIN).await;
+    };
+    tokio::select! { () = running => {}, () = drained => {} }
+    lease::release(unfenced, &claim, &fence).await;
+    tracing::info!("stopped");
+    // Returning would wait for tasks that have nothing left to do.
+    std::process::exit(0);
+}

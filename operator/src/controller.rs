@@ -1,0 +1,217 @@
+//! The watches, and the loop that they drive. Nothing is decided from what a watch says: it only says when to look.
+
+use crate::{
+    admin::Readiness,
+    observe::http_routes,
+    reconcile::{Context, Guarded, forget, reconcile, route_name},
+};
+use bitnet_api::{keys::label, v1alpha1::QualityGate};
+use futures::{Stream, StreamExt, TryStreamExt, future};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice},
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DynamicObject, PartialObjectMeta},
+    runtime::{
+        Controller, PredicateConfig, WatchStreamExt,
+        controller::{self, Action},
+        reflector::{self, ObjectRef, Store},
+        watcher::{self, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use std::{
+    fmt::Debug,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+/// A watch ends after this and begins again: the bound of what a silently dead connection can hide.
+const WATCH_SECONDS: u32 = 45;
+/// Reconciles at the same time.
+const CONCURRENCY: u16 = 8;
+
+/// Resolves when the process should end.
+pub type Stop = future::Shared<future::BoxFuture<'static, ()>>;
+
+/// A watch that ends regularly. Small pages: memory follows the largest answer.
+fn watch() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS).page_size(100)
+}
+
+/// Runs until `stop` resolves; reconciles that run are finished.
+pub async fn run(context: Arc<Context>, readiness: Readiness, stop: Stop) {
+    let scopes = Scope::of(&context.config.watch_namespaces);
+    let mut controllers = Vec::new();
+    let mut stores = Vec::new();
+    for scope in scopes {
+        let (store, controller) = one(&context, &scope, stop.clone());
+        stores.push(store);
+        controllers.push(controller);
+    }
+    let filled = {
+        let stores = stores.clone();
+        async move {
+            for store in &stores {
+                // A store that cannot become ready belongs to a controller that has ended.
+                let _ = store.wait_until_ready().await;
+            }
+            readiness.watching();
+        }
+    };
+    // Set once, before the first reconcile: the controllers are not polled yet.
+    let _ = context.stores.set(stores);
+    let running = future::join_all(controllers);
+    future::join(running, async { drop(tokio::spawn(filled)) }).await;
+}
+
+/// Where to watch.
+#[derive(Clone, Debug)]
+enum Scope {
+    Cluster,
+    Namespace(String),
+}
+
+impl Scope {
+    fn of(namespaces: &[String]) -> Vec<Self> {
+        if namespaces.is_empty() {
+            return vec![Self::Cluster];
+        }
+        namespaces.iter().cloned().map(Self::Namespace).collect()
+    }
+
+    fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self, client: &Client) -> Api<K> {
+        match self {
+            Self::Cluster => Api::all(client.clone()),
+            Self::Namespace(name) => Api::namespaced(client.clone(), name),
+        }
+    }
+
+    fn routes(&self, client: &Client) -> Api<PartialObjectMeta<DynamicObject>> {
+        match self {
+            Self::Cluster => Api::all_with(client.clone(), &http_routes()),
+            Self::Namespace(name) => Api::namespaced_with(client.clone(), name, &http_routes()),
+        }
+    }
+}
+
+fn one(context: &Arc<Context>, scope: &Scope, stop: Stop) -> (Store<Guarded>, impl Future<Output = ()> + use<>) {
+    let client = &context.client;
+    let (store, writer) = reflector::store::<Guarded>();
+    let gone = Arc::clone(context);
+    let rollouts = watcher(scope.api::<Guarded>(client), watch())
+        .default_backoff()
+        .inspect_ok(move |event| {
+            if let watcher::Event::Delete(object) = event {
+                forget(&gone, object);
+            }
+        })
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(worth_a_look, PredicateConfig::default());
+    let gates = touched(scope.api::<PartialObjectMeta<QualityGate>>(client), watch(), "QualityGates");
+    let routes = touched(scope.routes(client), watch(), "HTTPRoutes");
+    let (of_gates, of_routes) = (store.clone(), store.clone());
+    let controller = Controller::for_stream(heard(rollouts, "ModelRollouts"), store.clone())
+        .with_config(controller::Config::default().concurrency(CONCURRENCY))
+        .watches_stream(owned::<Deployment>(scope.api(client), "Deployments"), |found| by_label(&found))
+        .watches_stream(owned::<Pod>(scope.api(client), "pods"), |found| by_label(&found))
+        .watches_stream(owned::<EndpointSlice>(scope.api(client), "EndpointSlices"), |found| by_label(&found))
+        .watches_stream(gates, move |gate| naming(&of_gates, &gate, gate_name))
+        .watches_stream_with(routes, move |route| naming(&of_routes, &route, route_name), http_routes())
+        .graceful_shutdown_on(stop);
+    let context = Arc::clone(context);
+    // Failed reconciles are logged by `retry`, failed watches by `heard`.
+    let running = controller.run(reconcile, retry, context).for_each(|_| future::ready(()));
+    (store, running)
+}
+
+/// The one place where a failed reconcile is logged and timed.
+#[allow(clippy::needless_pass_by_value, reason = "the controller's signature")]
+fn retry(object: Arc<Guarded>, error: &crate::reconcile::Error, context: Arc<Context>) -> Action {
+    let category = error.category();
+    let wait = context.backoff.failed(ObjectRef::from_obj(&*object), category);
+    context.metrics.reconciled(category.name());
+    tracing::warn!(
+        namespace = object.namespace(),
+        rollout = object.name_any(),
+        error = error as &dyn std::error::Error,
+        retry_in = ?wait,
+        "a reconcile failed",
+    );
+    Action::requeue(wait)
+}
+
+/// Changes of the custom resource that are worth a look. Our own status writes are not; a wiped status is.
+#[allow(clippy::unnecessary_wraps, reason = "the predicate's signature")]
+fn worth_a_look(object: &Guarded) -> Option<u64> {
+    let meta = object.meta();
+    let mut hasher = DefaultHasher::new();
+    (meta.generation, &meta.annotations, &meta.finalizers).hash(&mut hasher);
+    meta.deletion_timestamp.is_some().hash(&mut hasher);
+    object.0.as_ref().is_ok_and(|object| object.status.is_none()).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// A watch whose failures are logged and kept from the other watches: the controller would slow all of them down.
+fn heard<K: Send + 'static>(
+    stream: impl Stream<Item = Result<K, watcher::Error>> + Send + 'static,
+    what: &'static str,
+) -> impl Stream<Item = Result<K, watcher::Error>> + Send + 'static {
+    stream.filter(move |item| {
+        if let Err(error) = item {
+            tracing::warn!(what, error = error as &dyn std::error::Error, "a watch failed and is started again");
+        }
+        future::ready(item.is_ok())
+    })
+}
+
+/// Metadata of objects as they change or go.
+fn touched<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    what: &'static str,
+) -> impl Stream<Item = Result<K, watcher::Error>> + Send + 'static
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    heard(watcher(api, config).default_backoff().touched_objects(), what)
+}
+
+fn owned<K>(
+    api: Api<PartialObjectMeta<K>>,
+    what: &'static str,
+) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + 'static,
+{
+    touched(api, watch().labels(label::ROLLOUT), what)
+}
+
+fn by_label<K: Resource<DynamicType = ()>>(found: &PartialObjectMeta<K>) -> Option<ObjectRef<Guarded>> {
+    let name = found.metadata.labels.as_ref()?.get(label::ROLLOUT)?;
+    Some(ObjectRef::new(name).within(found.metadata.namespace.as_deref()?))
+}
+
+/// The rollouts of the same namespace that name this object.
+fn naming<K: Resource>(
+    store: &Store<Guarded>,
+    found: &PartialObjectMeta<K>,
+    name: impl Fn(&Guarded) -> Option<String>,
+) -> Vec<ObjectRef<Guarded>> {
+    let all = store.state();
+    all.iter()
+        .filter(|object| object.meta().namespace == found.metadata.namespace && name(object) == found.metadata.name)
+        .map(|object| ObjectRef::from_obj(&**object))
+        .collect()
+}
+
+fn gate_name(object: &Guarded) -> Option<String> {
+    object.0.as_ref().ok()?.spec.gate.as_ref().map(|gate| gate.name.clone())
+}
+
+/// How long a leader's last reconciles may take after SIGTERM.
+pub const DRAIN: Duration = Duration::from_secs(8);

@@ -1,0 +1,251 @@
+//! References of the workers' cumulative counters: what was read at the last tick that was stored.
+//!
+//! They live in memory only and advance after the status write of their tick succeeded. So a tick is counted exactly
+//! once: a conflict recomputes it from the same references, and a new leader, which has none, drops one interval.
+
+use bitnet_api::worker::{Buckets, Counters};
+use bitnet_core::{
+    Span,
+    evidence::{Histogram, LiveArm},
+    observation::Live,
+    stats::counters::{PodCounters, add, delta},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
+use tokio::time::Instant;
+
+/// A scrape older than this many intervals is no reference: weights may have changed since.
+const STALE: i64 = 3;
+
+/// Answers of one arm's ready pods.
+#[derive(Clone, Debug, Default)]
+pub struct ArmScrape {
+    /// By pod; `None`: it did not answer, or nothing usable.
+    pub answers: Vec<(String, Option<Counters>)>,
+    /// All pods that exist, ready or not: a container that restarts keeps its reference.
+    pub alive: BTreeSet<String>,
+}
+
+/// Answers of both arms in a tick.
+#[derive(Clone, Debug, Default)]
+pub struct Scrape {
+    /// The candidate's.
+    pub candidate: ArmScrape,
+    /// Stable's.
+    pub stable: ArmScrape,
+    /// Length of a tick.
+    pub interval: Span,
+}
+
+/// The references of one rollout.
+#[derive(Clone, Debug)]
+struct Known {
+    at: Instant,
+    scrape: u64,
+    /// Last counters of each pod, with the number of the scrape that read them.
+    pods: BTreeMap<String, (PodCounters, u64)>,
+}
+
+/// References that wait for the status write of their tick.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    uid: String,
+    next: Known,
+}
+
+/// The references of all rollouts, by UID.
+#[derive(Debug, Default)]
+pub struct References(Mutex<BTreeMap<String, Known>>);
+
+impl References {
+    /// What happened since the last stored tick, and the references to take over once this one is stored.
+    ///
+    /// `None` where an arm has no pod with a usable reference or a ready pod did not answer.
+    pub fn difference(&self, uid: &str, scrape: &Scrape) -> (Option<Live>, Pending) {
+        let now = Instant::now();
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.get(uid).filter(|known| {
+            now.duration_since(known.at).as_millis() as i64 <= scrape.interval.0.max(1000).saturating_mul(STALE)
+        });
+        let number = before.map_or(0, |before| before.scrape) + 1;
+        let mut next = Known { at: now, scrape: number, pods: BTreeMap::new() };
+        let arms = [&scrape.candidate, &scrape.stable].map(|arm| arm_difference(before, arm, &mut next));
+        let seconds = before.map_or(0.0, |before| now.duration_since(before.at).as_secs_f64());
+        let live = match arms {
+            [Some(candidate), Some(stable)] => Some(Live { candidate, stable, seconds }),
+            _ => None,
+        };
+        (live, Pending { uid: uid.to_owned(), next })
+    }
+
+    /// Takes references over: their tick was stored.
+    pub fn commit(&self, pending: Pending) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pending.uid, pending.next);
+    }
+
+    /// Drops the references of a rollout that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+fn arm_difference(before: Option<&Known>, arm: &ArmScrape, next: &mut Known) -> Option<LiveArm> {
+    let reference = |pod: &str| before.and_then(|before| before.pods.get(pod));
+    // Pods that were not asked keep their last counters: what ran on them when they crashed is still owed.
+    for pod in &arm.alive {
+        if let Some(known) = reference(pod) {
+            next.pods.insert(pod.clone(), known.clone());
+        }
+    }
+    let mut complete = true;
+    let mut counted = None;
+    for (pod, answer) in &arm.answers {
+        let Some(answer) = answer else {
+            complete = false;
+            continue;
+        };
+        let current = pod_counters(answer);
+        if let Some((last, scrape)) = reference(pod) {
+            // The same process without the scrape before this one: the difference spans more than this interval.
+            let fresh = before.is_some_and(|before| *scrape == before.scrape);
+            if fresh || last.process != current.process {
+                add(counted.get_or_insert_default(), &delta(Some(last), Some(&current)));
+            }
+        }
+        next.pods.insert(pod.clone(), (current, next.scrape));
+    }
+    counted.filter(|_| complete)
+}
+
+impl ArmScrape {
+    /// Cumulative counts of the pods that answered, with the age of the oldest in seconds.
+    pub fn total(&self) -> Option<(LiveArm, f64)> {
+        let answers: Vec<_> = self.answers.iter().filter_map(|(_, answer)| answer.as_ref()).collect();
+        let oldest = answers
+            .iter()
+            .map(|answer| answer.ready_seconds)
+            .fold(None, |a: Option<f64>, b| Some(a.map_or(b, |a| a.max(b))))?;
+        let mut total = LiveArm::default();
+        for answer in answers {
+            add(&mut total, &pod_counters(answer).totals);
+        }
+        Some((total, oldest))
+    }
+}
+
+fn pod_counters(counters: &Counters) -> PodCounters {
+    let histogram = |buckets: &Buckets| Histogram(buckets.0.iter().copied().filter(|(_, count)| *count > 0).collect());
+    let errors = counters.errors.total();
+    PodCounters {
+        process: counters.process.clone(),
+        totals: LiveArm {
+            requests: counters.finished.saturating_add(errors),
+            errors,
+            ttft: histogram(&counters.ttft),
+            tpot: histogram(&counters.tpot),
+        },
+        in_flight: counters.in_flight,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_api::worker::ErrorCounts;
+
+    fn pod(process: &str, finished: u64, server: u64, in_flight: u64) -> Counters {
+        Counters {
+            process: process.into(),
+            ready_seconds: finished as f64,
+            ttft: Buckets(vec![(-10, finished)]),
+            finished,
+            errors: ErrorCounts { server, ..ErrorCounts::default() },
+            in_flight,
+            ..Counters::default()
+        }
+    }
+
+    fn arm(pods: &[(&str, Option<Counters>)]) -> ArmScrape {
+        let answers = pods.iter().map(|(name, answer)| ((*name).to_owned(), answer.clone())).collect();
+        ArmScrape { answers, alive: pods.iter().map(|(name, _)| (*name).to_owned()).collect() }
+    }
+
+    fn scrape(candidate: ArmScrape, stable: ArmScrape) -> Scrape {
+        Scrape { candidate, stable, interval: Span::seconds(2) }
+    }
+
+    fn steady(n: u64) -> Scrape {
+        scrape(arm(&[("c", Some(pod("c1", n, 0, 0)))]), arm(&[("s", Some(pod("s1", 10 * n, 0, 0)))]))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_interval_is_counted_once_and_only_after_it_was_stored() {
+        let references = References::default();
+        let (live, pending) = references.difference("u", &steady(5));
+        assert_eq!(live, None, "the first scrape only sets");
+        references.commit(pending);
+        tokio::time::advance(std::time::Duration::from_secs(2)).await;
+        for _ in 0..2 {
+            // A conflict at the status write: the same interval comes again.
+            let (live, _) = references.difference("u", &steady(7));
+            let live = live.unwrap();
+            assert_eq!((live.candidate.requests, live.stable.requests), (2, 20));
+            assert_eq!(live.candidate.ttft.0, BTreeMap::from([(-10, 2)]));
+            assert!((live.seconds - 2.0).abs() < 1e-9);
+        }
+        let (_, pending) = references.difference("u", &steady(7));
+        references.commit(pending);
+        let (live, _) = references.difference("u", &steady(7));
+        assert_eq!(live.unwrap().stable.requests, 0);
+        references.forget("u");
+        assert_eq!(references.difference("u", &steady(9)).0, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_pod_voids_the_interval_and_is_not_counted_twice_later() {
+        let references = References::default();
+        let both = |c: Option<Counters>, n| scrape(arm(&[("c", c)]), arm(&[("s", Some(pod("s1", n, 0, 0)))]));
+        references.commit(references.difference("u", &both(Some(pod("c1", 5, 0, 0)), 10)).1);
+        let (live, pending) = references.difference("u", &both(None, 20));
+        assert_eq!(live, None);
+        references.commit(pending);
+        let (live, pending) = references.difference("u", &both(Some(pod("c1", 50, 0, 0)), 30));
+        assert_eq!(live, None, "the candidate's difference would span two intervals");
+        references.commit(pending);
+        let (live, _) = references.difference("u", &both(Some(pod("c1", 51, 0, 0)), 40));
+        let live = live.unwrap();
+        assert_eq!((live.candidate.requests, live.stable.requests), (1, 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ran_at_a_crash_counts_as_errors_even_if_the_pod_was_away_for_a_tick() {
+        let references = References::default();
+        let stable = |n| arm(&[("s", Some(pod("s1", n, 0, 0)))]);
+        let away = ArmScrape { answers: Vec::new(), alive: BTreeSet::from(["c".to_owned()]) };
+        references.commit(references.difference("u", &scrape(arm(&[("c", Some(pod("c1", 5, 0, 3)))]), stable(1))).1);
+        let (live, pending) = references.difference("u", &scrape(away, stable(2)));
+        assert_eq!(live, None, "no candidate pod answered");
+        references.commit(pending);
+        let back = arm(&[("c", Some(pod("c2", 4, 1, 0)))]);
+        let live = references.difference("u", &scrape(back, stable(3))).0.unwrap();
+        assert_eq!((live.candidate.requests, live.candidate.errors), (5 + 3, 1 + 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_reference_only_sets() {
+        let references = References::default();
+        references.commit(references.difference("u", &steady(5)).1);
+        tokio::time::advance(std::time::Duration::from_secs(7)).await;
+        assert_eq!(references.difference("u", &steady(9)).0, None);
+    }
+
+    #[test]
+    fn totals_are_summed_with_the_age_of_the_oldest() {
+        let both = arm(&[("a", Some(pod("1", 5, 1, 0))), ("b", Some(pod("2", 7, 0, 0))), ("c", None)]);
+        let (total, age) = both.total().unwrap();
+        assert_eq!((total.requests, total.errors, age), (13, 1, 7.0));
+        assert!(ArmScrape::default().total().is_none());
+    }
+}

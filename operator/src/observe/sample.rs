@@ -1,0 +1,226 @@
+//! What the workers say in a tick: counters of both arms at the same time, the outstanding comparison, identities.
+//! A worker that does not answer well is data (nothing is known), never an error of the reconcile.
+
+use super::{Sources, World};
+use crate::{
+    counters::{ArmScrape, Pending, Scrape},
+    metrics::Metrics,
+    worker::{Asked, Error, Poll},
+};
+use bitnet_api::worker::{CompareResult, Counters, Generation, Identity};
+use bitnet_core::{
+    Time,
+    evidence::{GenerationSample, Probes, PromptSample},
+    model::{Revision, Rollout},
+    observation::{Comparable, ProbeOutcome, RouteState, Sample},
+    plan::{Attempt, ProbeJob},
+};
+use futures::{StreamExt, future, stream};
+use std::net::IpAddr;
+
+/// Pods of one arm that are scraped at the same time.
+const CONCURRENCY: usize = 16;
+
+/// Takes the sample of a tick.
+pub(super) async fn take(
+    from: Sources<'_>,
+    rollout: &Rollout,
+    attempt: &Attempt,
+    world: &World,
+    now: Time,
+) -> (Sample, Pending) {
+    let stable = match &world.observation.route {
+        RouteState::Found(route) => route.ledger.as_ref().map(|ledger| &ledger.stable),
+        _ => None,
+    };
+    let stable = stable.unwrap_or(&rollout.baseline.revision);
+    let (candidate, stable, probes, comparable) = future::join4(
+        scrape(from, world, &attempt.candidate),
+        scrape(from, world, stable),
+        comparison(from, rollout, world, attempt.job.as_ref()),
+        identities(from, rollout, world, attempt),
+    )
+    .await;
+    let scrape = Scrape { candidate, stable, interval: rollout.gate.interval };
+    let stable_total = scrape.stable.total();
+    let (live, pending) = from.references.difference(&rollout.uid, &scrape);
+    (Sample { at: now, live, stable_total, probes, comparable }, pending)
+}
+
+/// Ready pods of a revision with their IPs, by name.
+fn ready_pods(world: &World, revision: &Revision) -> Vec<(String, IpAddr)> {
+    let pods = world.observation.workloads.get(revision).map(|workload| workload.pods.as_slice()).unwrap_or_default();
+    pods.iter()
+        .filter(|pod| pod.ready_since.is_some())
+        .filter_map(|pod| Some((pod.name.clone(), *world.pods.get(&pod.name)?)))
+        .collect()
+}
+
+async fn scrape(from: Sources<'_>, world: &World, revision: &Revision) -> ArmScrape {
+    let workload = world.observation.workloads.get(revision);
+    let alive = workload.iter().flat_map(|workload| &workload.pods).map(|pod| pod.name.clone()).collect();
+    let mut calls = Vec::new();
+    for (name, ip) in ready_pods(world, revision) {
+        calls.push(scrape_one(from, name, ip));
+    }
+    let answers = stream::iter(calls).buffer_unordered(CONCURRENCY).collect().await;
+    ArmScrape { answers, alive }
+}
+
+async fn scrape_one(from: Sources<'_>, name: String, ip: IpAddr) -> (String, Option<Counters>) {
+    (name, counted(from.metrics, "counters", from.workers.counters(ip).await))
+}
+
+/// Counts and logs the outcome of a call; what was not answered well is `None`.
+fn counted<T>(metrics: &Metrics, call: &'static str, outcome: Result<T, Error>) -> Option<T> {
+    match outcome {
+        Ok(value) => {
+            metrics.called(call, "ok");
+            Some(value)
+        }
+        Err(error) => {
+            metrics.called(call, error.class());
+            tracing::warn!(call, error = &error as &dyn std::error::Error, "a worker's answer is left out");
+            None
+        }
+    }
+}
+
+async fn comparison(from: Sources<'_>, rollout: &Rollout, world: &World, job: Option<&ProbeJob>) -> ProbeOutcome {
+    let Some(job) = job else { return ProbeOutcome::None };
+    let Some((_, ip)) = ready_pods(world, &job.candidate).into_iter().find(|(name, _)| *name == job.pod) else {
+        return ProbeOutcome::Lost(format!("pod {} is gone or not ready", job.pod));
+    };
+    let settings = &rollout.gate.probes;
+    let asked = Asked { key: &job.key, tick: job.tick, probes: settings.per_tick, pairs: settings.pairs };
+    match from.workers.poll(ip, &asked).await {
+        Ok(Poll::Unknown) => ProbeOutcome::Lost(format!("pod {} does not know the job", job.pod)),
+        Ok(Poll::Running) => ProbeOutcome::Running,
+        Ok(Poll::Done(result)) => {
+            from.metrics.called("compare", "ok");
+            ProbeOutcome::Done(probes(&result))
+        }
+        Err(error) => {
+            from.metrics.called("compare", error.class());
+            tracing::warn!(pod = job.pod, error = &error as &dyn std::error::Error, "a comparison is left out");
+            if error.is_bad_answer() {
+                // The answer is final and nothing can be concluded from it: every prompt of it is void.
+                let peer_errors = vec![(format!("unusable answer ({})", error.class()), settings.per_tick)];
+                return ProbeOutcome::Done(Probes { drawn: settings.per_tick, peer_errors, ..Probes::default() });
+            }
+            ProbeOutcome::Running
+        }
+    }
+}
+
+fn probes(result: &CompareResult) -> Probes {
+    let generation = |g: &Generation| GenerationSample { ok: g.ok, ttft: g.ttft, tpot: g.tpot, alone: g.alone };
+    Probes {
+        probe_set: result.probe_set.as_ref().map(|set| set.hash.clone()).unwrap_or_default(),
+        probe_set_size: result.probe_set.as_ref().map_or(0, |set| set.size),
+        drawn: result.drawn,
+        prompts: result
+            .prompts
+            .iter()
+            .map(|prompt| {
+                // Logits that are no numbers agree with nothing.
+                let sound = if prompt.non_finite == 0 { 1.0 } else { 0.0 };
+                PromptSample {
+                    cosine: prompt.cosine * sound,
+                    cosine_at: prompt.cosine_at * sound,
+                    mse: prompt.mse,
+                    kl: prompt.kl,
+                    top1: prompt.top1 * sound,
+                }
+            })
+            .collect(),
+        pairs: result.pairs.iter().map(|pair| (generation(&pair.candidate), generation(&pair.stable))).collect(),
+        busy_candidate: result.busy.candidate,
+        busy_stable: result.busy.stable,
+        peer_errors: result.peer_errors.clone(),
+    }
+}
+
+async fn identities(from: Sources<'_>, rollout: &Rollout, world: &World, attempt: &Attempt) -> Comparable {
+    if attempt.comparable {
+        return Comparable::Yes;
+    }
+    let baseline = identity(from, world, &rollout.baseline.revision);
+    match future::join(baseline, identity(from, world, &attempt.candidate)).await {
+        (Some(baseline), Some(candidate)) => compared(&baseline, &candidate),
+        _ => Comparable::Unknown,
+    }
+}
+
+async fn identity(from: Sources<'_>, world: &World, revision: &Revision) -> Option<Identity> {
+    let (_, ip) = ready_pods(world, revision).into_iter().next()?;
+    counted(from.metrics, "identity", from.workers.identity(ip).await)
+        // Pod IPs are used again: the answer must come from a worker of this revision.
+        .filter(|identity| identity.revision == revision.as_str())
+}
+
+fn compared(baseline: &Identity, candidate: &Identity) -> Comparable {
+    let list = |tokens: &[u32]| format!("{tokens:?}");
+    let fields = [
+        ("tokenizer", baseline.tokenizer.clone(), candidate.tokenizer.clone()),
+        ("chatTemplate", baseline.chat_template.clone(), candidate.chat_template.clone()),
+        ("vocabulary", baseline.vocabulary.to_string(), candidate.vocabulary.to_string()),
+        ("eos", list(&baseline.eos), list(&candidate.eos)),
+    ];
+    for (field, baseline, candidate) in fields {
+        if baseline != candidate {
+            return Comparable::No { field: field.into(), baseline, candidate };
+        }
+    }
+    if candidate.context < baseline.context {
+        return Comparable::No {
+            field: "context".into(),
+            baseline: baseline.context.to_string(),
+            candidate: candidate.context.to_string(),
+        };
+    }
+    Comparable::Yes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            revision: "chat-a".into(),
+            tokenizer: "t".into(),
+            chat_template: "c".into(),
+            vocabulary: 100,
+            context: 64,
+            eos: vec![1],
+            model_digest: "m".into(),
+            precision: "fp16".into(),
+            kernel: "avx2".into(),
+            device: "cpu".into(),
+            worker_version: "1".into(),
+            process: "p".into(),
+        }
+    }
+
+    #[test]
+    fn only_what_makes_logits_incomparable_is_compared() {
+        let other = Identity {
+            precision: "ternary".into(),
+            kernel: "scalar".into(),
+            device: "gpu".into(),
+            model_digest: "n".into(),
+            context: 128,
+            ..identity()
+        };
+        assert_eq!(compared(&identity(), &other), Comparable::Yes);
+        let shorter = Identity { context: 32, ..identity() };
+        let field = |comparable| match comparable {
+            Comparable::No { field, .. } => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(field(compared(&identity(), &shorter)), "context");
+        assert_eq!(field(compared(&identity(), &Identity { eos: vec![1, 2], ..identity() })), "eos");
+        assert_eq!(field(compared(&identity(), &Identity { tokenizer: "u".into(), ..identity() })), "tokenizer");
+    }
+}

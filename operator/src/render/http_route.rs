@@ -1,0 +1,210 @@
+//! The one write of the HTTPRoute: weights and ledger together. Never through a typed struct, which would drop the
+//! fields that it does not know.
+
+use super::{Action, Compact, Kind, Operations, Write};
+use crate::observe::World;
+use bitnet_api::{
+    keys::{self, route as key},
+    worker::PUBLIC_PORT,
+};
+use bitnet_core::{
+    model::{Revision, Rollout, RouteTarget},
+    observation::Ledger,
+    plan::{DecisionRecord, RouteWrite},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// The request that carries out a route write.
+pub(super) fn render(rollout: &Rollout, world: &World, write: &RouteWrite, owner: &OwnerReference) -> Write {
+    let name = rollout.route.route_name(&rollout.name).to_owned();
+    let action = match write {
+        RouteWrite::Create { backends, ledger } => {
+            Action::Create(Box::new(own_route(rollout, backends, ledger, owner)))
+        }
+        RouteWrite::Set { backends, ledger, adopt, decision } => {
+            Action::Patch(set(rollout, world, backends, ledger, *adopt, decision.as_deref()))
+        }
+        RouteWrite::Restore => Action::Patch(restore(world, &rollout.uid)),
+        RouteWrite::Release => Action::Patch(release(world, &rollout.uid)),
+        RouteWrite::Delete => {
+            let meta = world.route.meta();
+            Action::Delete {
+                uid: meta.uid.clone().unwrap_or_default(),
+                resource_version: meta.resource_version.clone().unwrap_or_default(),
+            }
+        }
+    };
+    Write { kind: Kind::HttpRoute, name, action }
+}
+
+fn set(
+    rollout: &Rollout,
+    world: &World,
+    backends: &[(Revision, u32)],
+    ledger: &Ledger,
+    adopt: bool,
+    decision: Option<&DecisionRecord>,
+) -> json_patch::Patch {
+    let route = &world.route;
+    let meta = route.meta();
+    let existing = route.backend_refs();
+    let mut operations = rule_tests(world);
+    let refs = backends.iter().map(|(revision, weight)| backend_ref(existing, revision, *weight)).collect();
+    operations.add(["spec", "rules", &route.index(), "backendRefs"], Value::Array(refs));
+
+    let mut ledger = ledger.clone();
+    if adopt {
+        // A route that another rollout left behind keeps its epoch: it never falls.
+        let left = meta.annotations.as_ref().and_then(|all| all.get(key::EPOCH)?.parse::<u64>().ok()).unwrap_or(0);
+        ledger.epoch = ledger.epoch.max(left + 1);
+    }
+    let mut wanted = annotations(rollout, route.rule_name(), &ledger, decision);
+    if adopt {
+        let kept = meta.annotations.as_ref().and_then(|all| all.get(key::ORIGINALS)).cloned();
+        let originals = kept.unwrap_or_else(|| existing.cloned().unwrap_or(Value::Null).to_string());
+        wanted.insert(key::ORIGINALS, Some(originals));
+    }
+    annotate(&mut operations, meta, &wanted);
+    operations.patch()
+}
+
+fn restore(world: &World, uid: &str) -> json_patch::Patch {
+    let route = &world.route;
+    let mut operations = rule_tests(world);
+    let kept = route.meta().annotations.as_ref().and_then(|all| all.get(key::ORIGINALS));
+    match kept.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
+        Some(Value::Array(originals)) => {
+            operations.add(["spec", "rules", &route.index(), "backendRefs"], Value::Array(originals));
+        }
+        _ if route.backend_refs().is_some() => operations.remove(["spec", "rules", &route.index(), "backendRefs"]),
+        _ => {}
+    }
+    clear(&mut operations, route.meta());
+    operations.without_owner(route.meta(), uid);
+    operations.patch()
+}
+
+fn release(world: &World, uid: &str) -> json_patch::Patch {
+    release_patch(world.route.meta(), uid)
+}
+
+/// Removes our annotations and ownerReference from a route and leaves its backends as they are.
+pub(crate) fn release_patch(meta: &ObjectMeta, uid: &str) -> json_patch::Patch {
+    let mut operations = Operations::on(meta);
+    clear(&mut operations, meta);
+    operations.without_owner(meta, uid);
+    operations.patch()
+}
+
+/// Tests that the rule is still the one that was read: by its name, or by its whole backends where it has none.
+fn rule_tests(world: &World) -> Operations {
+    let route = &world.route;
+    let mut operations = Operations::on(route.meta());
+    match (route.rule_name(), route.backend_refs()) {
+        (Some(name), _) => operations.test(["spec", "rules", &route.index(), "name"], json!(name)),
+        (None, Some(refs)) => operations.test(["spec", "rules", &route.index(), "backendRefs"], refs.clone()),
+        (None, None) => {}
+    }
+    operations
+}
+
+/// The backend of a revision with an explicit weight; what a person added to an existing one stays.
+fn backend_ref(existing: Option<&Value>, revision: &Revision, weight: u32) -> Value {
+    let known = existing
+        .and_then(Value::as_array)
+        .and_then(|refs| refs.iter().find(|found| is_service(found) && found["name"] == revision.as_str()));
+    let mut backend = known.and_then(Value::as_object).cloned().unwrap_or_else(|| {
+        Map::from_iter([
+            ("group".into(), json!("")),
+            ("kind".into(), json!("Service")),
+            ("name".into(), json!(revision.as_str())),
+            ("port".into(), json!(PUBLIC_PORT)),
+        ])
+    });
+    backend.insert("weight".into(), json!(weight));
+    Value::Object(backend)
+}
+
+fn is_service(backend: &Value) -> bool {
+    let group = backend["group"].as_str().unwrap_or_default();
+    let kind = backend["kind"].as_str().unwrap_or("Service");
+    group.is_empty() && kind == "Service"
+}
+
+fn own_route(rollout: &Rollout, backends: &[(Revision, u32)], ledger: &Ledger, owner: &OwnerReference) -> Value {
+    let (gateway, hostnames) = match &rollout.route {
+        RouteTarget::Own { gateway, hostnames } => (gateway.as_str(), hostnames.as_slice()),
+        // Core creates no route for a rollout that adopts one.
+        RouteTarget::Adopt { .. } => ("", [].as_slice()),
+    };
+    let refs: Vec<_> = backends.iter().map(|(revision, weight)| backend_ref(None, revision, *weight)).collect();
+    let annotations: BTreeMap<_, _> = annotations(rollout, None, ledger, None)
+        .into_iter()
+        .filter_map(|(key, value)| value.map(|value| (key, value)))
+        .collect();
+    let mut spec = json!({"parentRefs": [{"name": gateway}], "rules": [{"backendRefs": refs}]});
+    if !hostnames.is_empty() {
+        spec["hostnames"] = json!(hostnames);
+    }
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {
+            "name": rollout.name,
+            "namespace": rollout.namespace,
+            "labels": super::labels::of_rollout(&rollout.name),
+            "annotations": annotations,
+            "ownerReferences": [owner],
+        },
+        "spec": spec,
+    })
+}
+
+type Annotations = BTreeMap<&'static str, Option<String>>;
+
+/// The ledger as annotations; `None`: the annotation must not be there.
+fn annotations(
+    rollout: &Rollout,
+    rule: Option<&str>,
+    ledger: &Ledger,
+    decision: Option<&DecisionRecord>,
+) -> Annotations {
+    let stored = ledger.decision.as_ref().map(|stored| stored.text.clone());
+    Annotations::from([
+        (key::ROLLOUT, Some(format!("{}/{}", rollout.name, rollout.uid))),
+        (key::RULE, rule.map(str::to_owned)),
+        (key::STABLE, Some(ledger.stable.0.clone())),
+        (key::CANDIDATE, ledger.candidate.as_ref().map(|candidate| candidate.0.clone())),
+        (key::ATTEMPT, Some(ledger.attempt.to_string())),
+        (key::STEP, Some(ledger.step.to_string())),
+        (key::EPOCH, Some(ledger.epoch.to_string())),
+        (key::ROLLBACK_OF, ledger.rollback_of.as_ref().map(ToString::to_string)),
+        (key::DECISION, decision.map(|record| Compact::of(record).text()).or(stored)),
+    ])
+}
+
+fn annotate(operations: &mut Operations, meta: &ObjectMeta, wanted: &Annotations) {
+    let empty = BTreeMap::new();
+    let present = meta.annotations.as_ref().unwrap_or(&empty);
+    if present.is_empty() {
+        operations.add(["metadata", "annotations"], json!({}));
+    }
+    for (&key, value) in wanted {
+        match (value, present.get(key)) {
+            (Some(value), before) if before != Some(value) => {
+                operations.add(["metadata", "annotations", key], json!(value));
+            }
+            (None, Some(_)) => operations.remove(["metadata", "annotations", key]),
+            _ => {}
+        }
+    }
+}
+
+fn clear(operations: &mut Operations, meta: &ObjectMeta) {
+    let ours = meta.annotations.iter().flatten().filter(|(key, _)| key.starts_with(keys::PREFIX));
+    for (key, _) in ours {
+        operations.remove(["metadata", "annotations", key]);
+    }
+}
