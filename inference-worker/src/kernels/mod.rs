@@ -121,3 +121,6 @@ impl Kernels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,7 +124,7 @@ impl Text {
         let environment = self.template.as_ref().ok_or(TextError::NoTemplate)?;
         let messages: Vec<Value> = messages
             .iter()
-            .map(|m| Value::from_iter([("role", Value::from(&m.role)), ("content", Value::from(&m.content))]))
+            .map(|m| Value::from_pairs([("role", Value::from(&m.role)), ("content", Value::from(&m.content))]))
             .collect();
         let mut context = BTreeMap::from([
             ("messages", Value::from(messages)),
@@ -253,4 +253,160 @@ fn environment(source: String) -> Result<Environment<'static>, minijinja::Error>
     });
     environment.add_template_owned(TEMPLATE, source)?;
     Ok(environment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+    /// A directory with a byte-level tokenizer: token = byte (in the alphabet's order), `<s>` 256, `</s>` 257.
+    fn folder() -> tempfile::TempDir {
+        let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+        alphabet.sort_unstable();
+        let mut vocab: serde_json::Map<String, serde_json::Value> =
+            alphabet.iter().enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
+        vocab.insert("<s>".into(), 256.into());
+        vocab.insert("</s>".into(), 257.into());
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false})
+        };
+        let tokenizer = json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+            "padding": null,
+            "added_tokens": [special(256, "<s>"), special(257, "</s>")], "normalizer": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}}},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+            "model": {"type": "BPE", "vocab": vocab, "merges": []}
+        });
+        let config = json!({
+            "model_type": "bitnet", "vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": 64
+        });
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        dir
+    }
+
+    fn with_template(template: &str) -> Text {
+        let dir = folder();
+        let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": template});
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        Text::load(dir.path()).unwrap()
+    }
+
+    fn message(role: &str, content: &str) -> ChatMessage {
+        ChatMessage { role: role.into(), content: content.into() }
+    }
+
+    #[test]
+    fn prompts_get_special_tokens_and_chats_do_not() {
+        let text = Text::load(folder().path()).unwrap();
+        let ids = text.encode("grüße").unwrap();
+        assert_eq!((ids[0], ids.len()), (256, 8), "not cut at the 4 tokens that the file asks for");
+        assert_eq!(text.encode_chat("grüße").unwrap(), ids[1..]);
+        assert_eq!(text.encode_chat("<s>a").unwrap()[0], 256);
+        assert_eq!(text.decode(&ids).unwrap(), "grüße");
+    }
+
+    #[test]
+    fn a_stream_never_cuts_a_character() {
+        let text = Text::load(folder().path()).unwrap();
+        for sample in ["plain", "grüße", "日本語と🦀 crab", "e\u{301}", ""] {
+            let mut stream = text.stream();
+            let mut pieces = Vec::new();
+            for id in text.encode_chat(sample).unwrap() {
+                pieces.extend(stream.push(id).unwrap());
+            }
+            assert_eq!(pieces.concat(), sample);
+            assert_eq!(pieces.len(), sample.chars().count(), "one piece per character, as soon as it is whole");
+            assert_eq!(stream.finish().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_stream_gives_up_on_bytes_that_never_become_a_character() {
+        let text = Text::load(folder().path()).unwrap();
+        let crab = text.encode_chat("🦀").unwrap();
+        let mut stream = text.stream();
+        assert_eq!(stream.push(crab[0]).unwrap(), None);
+        assert_eq!(stream.push(crab[1]).unwrap(), None);
+        assert_eq!(stream.finish().unwrap().unwrap(), "\u{fffd}");
+        let mut stream = text.stream();
+        let pieces: Vec<String> = (0..100).filter_map(|_| stream.push(crab[1]).unwrap()).collect();
+        assert!(pieces.len() >= 100 / HELD_BACK, "what is held back is bounded");
+        assert_eq!(pieces.concat().chars().count() + stream.finish().unwrap().map_or(0, |s| s.chars().count()), 100);
+    }
+
+    #[test]
+    fn special_tokens_are_silent_in_streams() {
+        let text = Text::load(folder().path()).unwrap();
+        let mut stream = text.stream();
+        let mut said = String::new();
+        for _ in 0..3 * HELD_BACK {
+            assert_eq!(stream.push(257).unwrap(), None);
+        }
+        for id in text.encode_chat("ü🦀").unwrap() {
+            said.extend(stream.push(id).unwrap());
+        }
+        assert_eq!(said, "ü🦀");
+    }
+
+    #[test]
+    fn templates_see_what_transformers_gives_them() {
+        let text = with_template(
+            "{{ bos_token }}{% for m in messages %}\n  {% if m['role'] == 'system' %}\n[{{ m.content.strip() }}]\n  \
+             {% else %}\n{{ m['role'] | capitalize }}: {{ m['content'] | trim }}{{ eos_token }}\n  {% endif %}\n\
+             {% if loop.last %}{% break %}{% endif %}\n{% endfor %}\n\
+             {% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}",
+        );
+        let chat = [message("system", " <be brief> "), message("user", "hi ")];
+        assert_eq!(text.chat(&chat, true).unwrap(), "<s>[<be brief>]\nUser: hi</s>\nAssistant: ");
+        assert_eq!(text.chat(&chat, false).unwrap(), "<s>[<be brief>]\nUser: hi</s>\n");
+    }
+
+    #[test]
+    fn templates_can_refuse_and_cannot_run_for_ever() {
+        let refusing = with_template("{{ raise_exception('no system message') }}");
+        let Err(TextError::Template(error)) = refusing.chat(&[message("system", "x")], true) else { panic!() };
+        assert!(error.to_string().contains("no system message"));
+        let endless = with_template(
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+        );
+        assert!(matches!(endless.chat(&[], true), Err(TextError::Template(_))));
+        let none = Text::load(folder().path()).unwrap();
+        assert!(!none.has_template());
+        assert!(matches!(none.chat(&[], true), Err(TextError::NoTemplate)));
+    }
+
+    #[test]
+    fn hashes_are_of_the_files() {
+        let dir = folder();
+        let text = Text::load(dir.path()).unwrap();
+        let tokenizer = fs::read(dir.path().join("tokenizer.json")).unwrap();
+        assert_eq!(text.tokenizer_hash(), hex(&Sha256::digest(tokenizer)));
+        assert_eq!(text.template_hash(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(with_template("x").template_hash(), hex(&Sha256::digest("x")));
+        fs::write(dir.path().join("tokenizer_config.json"), json!({"chat_template": "in config"}).to_string()).unwrap();
+        fs::write(dir.path().join("chat_template.jinja"), "in file").unwrap();
+        assert_eq!(Text::load(dir.path()).unwrap().template_hash(), hex(&Sha256::digest("in file")));
+    }
+
+    #[test]
+    fn named_templates_use_the_default_one() {
+        let dir = folder();
+        let path = dir.path().join("tokenizer_config.json");
+        let list = json!([{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]);
+        fs::write(&path, json!({"chat_template": list}).to_string()).unwrap();
+        assert_eq!(Text::load(dir.path()).unwrap().chat(&[], true).unwrap(), "d");
+        fs::write(&path, json!({"chat_template": 3}).to_string()).unwrap();
+        assert!(matches!(Text::load(dir.path()), Err(LoadError::Config { .. })));
+    }
 }

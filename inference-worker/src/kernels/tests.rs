@@ -1,0 +1,221 @@
+//! Every path against plain arithmetic, and against the portable path, at odd shapes and at the limits of the types.
+
+use super::{Attention, Dense, Elements, Kernels, Quantized, Rows, Ternary};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use std::convert::Infallible;
+
+fn every_path() -> Vec<Kernels> {
+    let mut paths = vec![Kernels::portable()];
+    if Kernels::detect() != Kernels::portable() {
+        paths.push(Kernels::detect());
+    }
+    paths
+}
+
+fn ternary(rows: usize, columns: usize, weight: impl Fn(usize, usize) -> i8) -> Ternary {
+    let codes = |row: usize, codes: &mut [u8]| {
+        codes.iter_mut().enumerate().for_each(|(column, code)| *code = (weight(row, column) + 1) as u8);
+        Ok::<(), Infallible>(())
+    };
+    Ternary::from_codes(rows, columns, codes, |row, column| panic!("row {row}, column {column}")).unwrap()
+}
+
+/// The products in i64, from the definition.
+fn expected(weight: &dyn Fn(usize, usize) -> i8, rows: usize, columns: usize, values: &[i8]) -> Vec<i64> {
+    let product = |row: usize, values: &[i8]| {
+        values.iter().enumerate().map(|(column, value)| i64::from(weight(row, column)) * i64::from(*value)).sum()
+    };
+    values.chunks_exact(columns).flat_map(|values| (0..rows).map(|row| product(row, values)).collect::<Vec<_>>()).collect()
+}
+
+fn check_ternary(rows: usize, columns: usize, weight: &dyn Fn(usize, usize) -> i8, values: &[i8]) {
+    let weights = ternary(rows, columns, weight);
+    let x = Quantized::from_values(columns, values, &vec![1.0; values.len() / columns]);
+    let expected = expected(weight, rows, columns, values);
+    for kernels in every_path() {
+        let mut out = vec![77; 3];
+        kernels.ternary(&weights, &x, &mut out);
+        let found: Vec<i64> = out.into_iter().map(i64::from).collect();
+        assert_eq!(found, expected, "{} {rows} x {columns}, {} tokens", kernels.name(), x.count());
+    }
+}
+
+#[test]
+fn ternary_products_at_the_limits_are_exact() {
+    // Shapes and values at which 16-bit accumulators wrap.
+    for columns in [2560, 4096, 6912] {
+        for value in [127, -128, -127] {
+            for weight in [1, -1] {
+                for tokens in [1, 5] {
+                    check_ternary(5, columns, &|_, _| weight, &vec![value; columns * tokens]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_code_above_two_is_refused_with_its_place() {
+    let write = |row: usize, codes: &mut [u8]| {
+        codes.fill(1);
+        codes[4] = if row == 2 { 3 } else { 2 };
+        Ok(())
+    };
+    assert_eq!(Ternary::from_codes(3, 7, write, |row, column| (row, column)), Err((2, 4)));
+}
+
+#[test]
+fn packing_keeps_every_weight() {
+    let weight = |row: usize, column: usize| ((row * 7 + column * 5 + column / 32) % 3) as i8 - 1;
+    let weights = ternary(3, 300, weight);
+    for row in 0..3 {
+        for column in 0..300 {
+            assert_eq!(weights.weight(row, column), weight(row, column), "{row} {column}");
+        }
+    }
+}
+
+/// Values that hit saturation, rounding boundaries and cancellation more often than uniform ones.
+fn activation() -> impl Strategy<Value = i8> {
+    prop_oneof![Just(127), Just(-128), Just(-127), Just(0), Just(1), 110..=126_i8, any::<i8>()]
+}
+
+fn number() -> impl Strategy<Value = f32> {
+    // Multiples of a half land on rounding boundaries once the largest magnitude is 127.
+    prop_oneof![
+        4 => (-254_i16..=254).prop_map(|n| f32::from(n) / 2.0),
+        4 => -100.0_f32..100.0,
+        1 => Just(0.0),
+        1 => Just(-0.0),
+        1 => Just(f32::MIN_POSITIVE / 2.0),
+        1 => Just(1e30),
+    ]
+}
+
+fn rows_of(width: usize, values: &[f32]) -> Rows {
+    let mut rows = Rows::new(values.len() / width, width);
+    values.chunks_exact(width).enumerate().for_each(|(i, row)| rows.row_mut(i).copy_from_slice(row));
+    rows
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn ternary_products_are_exact_for_all_shapes(
+        (rows, columns, tokens) in (1_usize..10, 1_usize..270, 1_usize..7),
+        weights in proptest::collection::vec(-1_i8..=1, 9 * 269),
+        values in proptest::collection::vec(activation(), 6 * 269),
+    ) {
+        check_ternary(rows, columns, &|row, column| weights[row * columns + column], &values[..columns * tokens]);
+    }
+
+    #[test]
+    fn quantisation_is_the_written_rule_on_every_path(
+        width in 1_usize..300,
+        values in proptest::collection::vec(number(), 600),
+        boundary in any::<bool>(),
+    ) {
+        let mut values = values[..width * 2].to_vec();
+        if boundary {
+            values[0] = 127.0;
+            values.iter_mut().for_each(|v| *v = v.clamp(-127.0, 127.0));
+        }
+        let x = rows_of(width, &values);
+        for kernels in every_path() {
+            let mut out = Quantized::default();
+            kernels.quantise(&x, &mut out);
+            for (token, row) in values.chunks_exact(width).enumerate() {
+                let scale = 127.0 / row.iter().fold(0.0_f32, |m, v| m.max(v.abs())).max(1e-5);
+                prop_assert_eq!(out.scale(token), scale);
+                let expected: Vec<i8> =
+                    row.iter().map(|v| (v * scale).round_ties_even().clamp(-128.0, 127.0) as i8).collect();
+                prop_assert_eq!(out.row(token), &expected[..], "{}", kernels.name());
+                let (padded, stride, sums) = out.padded();
+                prop_assert_eq!(sums[token], expected.iter().map(|v| i32::from(*v)).sum::<i32>());
+                prop_assert!(padded[token * stride + width..(token + 1) * stride].iter().all(|v| *v == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn float_products_are_close_on_every_path_and_do_not_depend_on_the_batch(
+        (rows, columns, tokens) in (1_usize..20, 1_usize..70, 1_usize..10),
+        weights in proptest::collection::vec(-2.0_f32..2.0, 20 * 70),
+        values in proptest::collection::vec(-2.0_f32..2.0, 10 * 70),
+    ) {
+        let weights = &weights[..rows * columns];
+        let stored = [
+            Elements::F32(weights.to_vec()),
+            Elements::F16(weights.iter().map(|w| f16::from_f32(*w)).collect()),
+            Elements::Bf16(weights.iter().map(|w| bf16::from_f32(*w)).collect()),
+        ];
+        let x = rows_of(columns, &values[..tokens * columns]);
+        for elements in &stored {
+            let matrix = Dense::new(rows, columns, elements);
+            let mut line = vec![0.0; columns];
+            for kernels in every_path() {
+                let mut out = Rows::new(tokens, rows);
+                kernels.dense(&matrix, &x, &mut out);
+                for token in 0..tokens {
+                    let mut single = Rows::new(1, rows);
+                    kernels.dense(&matrix, &rows_of(columns, x.row(token)), &mut single);
+                    prop_assert_eq!(single.row(0), out.row(token), "{}", kernels.name());
+                    for row in 0..rows {
+                        matrix.read_row(row, &mut line);
+                        let terms = line.iter().zip(x.row(token)).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                        let found = f64::from(out.row(token)[row]);
+                        prop_assert!((found - sum).abs() <= 2e-6 * size + 1e-30, "{found} {sum}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_the_same_on_every_path_and_averages_the_values(
+        (width, positions) in (1_usize..40, 1_usize..30),
+        numbers in proptest::collection::vec(-3.0_f32..3.0, 40 + 2 * 40 * 30),
+    ) {
+        let (query, rest) = numbers.split_at(width);
+        let (keys, values) = rest[..2 * width * positions].split_at(width * positions);
+        let input = Attention { query, keys, values, scale: 0.3 };
+        let scores: Vec<f64> = keys
+            .chunks_exact(width)
+            .map(|key| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>() * 0.3)
+            .map(f64::exp)
+            .collect();
+        let total: f64 = scores.iter().sum();
+        let mut results = Vec::new();
+        for kernels in every_path() {
+            let mut out = vec![9.0; width];
+            kernels.attend(&input, &mut vec![1.0; 3], &mut out);
+            for (i, found) in out.iter().enumerate() {
+                let sum: f64 = scores.iter().enumerate().map(|(p, s)| s * f64::from(values[p * width + i])).sum();
+                prop_assert!((f64::from(*found) - sum / total).abs() < 1e-5);
+            }
+            results.push(out);
+        }
+        prop_assert!(results.iter().all(|one| *one == results[0]));
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_visible() {
+    for kernels in every_path() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = vec![1.0; 40];
+            values[33] = bad;
+            let mut out = Quantized::default();
+            kernels.quantise(&rows_of(20, &values), &mut out);
+            assert!(out.scale(0).is_finite() && out.scale(1).is_nan(), "{} {bad}", kernels.name());
+            assert!(out.row(1).iter().all(|v| *v == 0));
+        }
+        let mut out = [0.0; 2];
+        let input = Attention { query: &[1.0, 2.0], keys: &[0.0, f32::NAN], values: &[1.0, 1.0], scale: 1.0 };
+        kernels.attend(&input, &mut Vec::new(), &mut out);
+        assert!(out.iter().all(|v| v.is_nan()));
+    }
+}
