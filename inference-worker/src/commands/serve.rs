@@ -1,9 +1,214 @@
 //! `inference-worker serve`.
 
-/// Arguments of `serve`.
-#[derive(clap::Args)]
-pub(crate) struct Args {}
+use anyhow::Context;
+use inference_worker::compare::PeerSettings;
+use inference_worker::engine;
+use inference_worker::serve::{ServeError, Server, Settings, StartError, Stop, Worker};
+use std::io::IsTerminal;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
-pub(crate) fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("serve is not built yet")
+/// Arguments of `serve`. Each can also be given in the environment.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model directory: config.json, safetensors files, tokenizer.json.
+    #[arg(long, env = "BITNET_MODEL", value_name = "DIR")]
+    model: PathBuf,
+    /// Revision that this pod serves: in the header of every answer and in its id.
+    #[arg(long, env = "BITNET_REVISION", value_name = "NAME", default_value = "")]
+    revision: String,
+    /// Rollout that the revision belongs to. Comparisons call only peers of the same rollout; without it, none.
+    #[arg(long, env = "BITNET_ROLLOUT", value_name = "NAME")]
+    rollout: Option<String>,
+    /// Probe prompts for comparisons, one JSON object per line: {"prompt": "…"} or {"messages": […]}. Read anew for
+    /// each comparison; it may be missing.
+    #[arg(long, env = "BITNET_PROBES", value_name = "FILE")]
+    probes: Option<PathBuf>,
+    /// Content digest that the model directory must have; with another one the worker exits with status 3.
+    #[arg(long, env = "BITNET_DIGEST", value_name = "SHA256")]
+    digest: Option<String>,
+    /// Port of the OpenAI API, health and metrics.
+    #[arg(long, env = "BITNET_PORT", default_value_t = bitnet_api::worker::PUBLIC_PORT)]
+    port: u16,
+    /// Port for the operator and for peers. Not for users.
+    #[arg(long, env = "BITNET_INTERNAL_PORT", default_value_t = bitnet_api::worker::INTERNAL_PORT)]
+    internal_port: u16,
+    /// Address to listen on, both ports.
+    #[arg(long, env = "BITNET_BIND", default_value = "0.0.0.0")]
+    bind: IpAddr,
+    /// Sequences that are generated at once.
+    #[arg(long, env = "BITNET_MAX_BATCH", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_batch: u16,
+    /// Under dense traffic an idle engine waits at most this long for more requests to start together; a lone request
+    /// never waits.
+    #[arg(long, env = "BITNET_BATCH_WAIT", default_value = "10ms", value_parser = duration)]
+    batch_wait: Duration,
+    /// Requests that may wait for a place in the batch; one more is answered 429.
+    #[arg(long, env = "BITNET_QUEUE", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    queue: u16,
+    /// Longest prompt and answer together in tokens [default: what the model was made for].
+    #[arg(long, env = "BITNET_CONTEXT", value_name = "TOKENS")]
+    context: Option<usize>,
+    /// Time for a whole answer, from its request's arrival.
+    #[arg(long, env = "BITNET_REQUEST_TIMEOUT", default_value = "60s", value_parser = duration)]
+    request_timeout: Duration,
+    /// After SIGTERM: unready at once, but serving on for this long, until nobody sends requests here any more. Less
+    /// than 5s loses requests in a cluster.
+    #[arg(long, env = "BITNET_DRAIN", default_value = "5s", value_parser = duration)]
+    drain: Duration,
+    /// Internal port of peers.
+    #[arg(long, env = "BITNET_PEER_PORT", default_value_t = bitnet_api::worker::INTERNAL_PORT)]
+    peer_port: u16,
+    /// For development without Services: where a peer listens. Repeatable.
+    #[arg(long, value_name = "NAME=HOST:PORT", value_parser = peer)]
+    peer: Vec<(String, String)>,
+    /// Where the reason of a failed start is written, if the file exists.
+    #[arg(long, env = "BITNET_TERMINATION_LOG", default_value = "/dev/termination-log", value_name = "FILE")]
+    termination_log: PathBuf,
+    /// Log filter, in the syntax of tracing's EnvFilter.
+    #[arg(long, env = "BITNET_LOG", default_value = "info")]
+    log: String,
+    /// How log lines are written [default: text on a terminal, else json].
+    #[arg(long, env = "BITNET_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Exit status for a model directory that is not the one that was asked for.
+const DIGEST_MISMATCH: i32 = 3;
+/// The kubelet reads at most 4 KiB.
+const TERMINATION_BYTES: usize = 4096;
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    start_log(&args)?;
+    let termination_log = args.termination_log.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // HTTP of one small server; the engine has its own thread, and the cores belong to it.
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime did not start")?;
+    let outcome = runtime.block_on(serve(args));
+    // A model that is still being read is not waited for.
+    runtime.shutdown_background();
+    let Err(error) = outcome else { return Ok(()) };
+    let text = format!("{error:#}");
+    tracing::error!(error = text, "stopped by an error");
+    write_termination(&termination_log, &text);
+    if let Some(ServeError::Start(StartError::DigestMismatch { .. })) = error.downcast_ref() {
+        eprintln!("error: {text}");
+        std::process::exit(DIGEST_MISMATCH);
+    }
+    Err(error)
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    // Installed first: a signal that comes while the model loads must drain, not kill.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let public = SocketAddr::new(args.bind, args.port);
+    let internal = SocketAddr::new(args.bind, args.internal_port);
+    let worker = Worker::new(settings(args));
+    let server = Server::bind(worker, public, internal).await?;
+    let (public, internal) = server.addresses().context("the ports are not open")?;
+    tracing::info!(%public, %internal, "listening");
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => Stop::Drain,
+            _ = interrupt.recv() => Stop::Now,
+        }
+    };
+    Ok(server.run(stop).await?)
+}
+
+fn settings(args: Args) -> Settings {
+    Settings {
+        model: args.model,
+        revision: args.revision,
+        rollout: args.rollout,
+        probes: args.probes,
+        digest: args.digest,
+        context: args.context,
+        engine: engine::Options {
+            max_batch: usize::from(args.max_batch),
+            batch_wait: args.batch_wait,
+            queue: usize::from(args.queue),
+            ..engine::Options::default()
+        },
+        request_timeout: args.request_timeout,
+        drain: args.drain,
+        peers: PeerSettings { port: args.peer_port, addresses: args.peer, ..PeerSettings::default() },
+    }
+}
+
+fn start_log(args: &Args) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).context("--log is not a filter")?;
+    let terminal = if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match args.log_format.unwrap_or(terminal) {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+    };
+    set.map_err(|error| anyhow::anyhow!(error).context("the log did not start"))
+}
+
+/// The kubelet shows this file as the container's termination message.
+fn write_termination(path: &Path, text: &str) {
+    if !path.exists() {
+        return;
+    }
+    let end = text.floor_char_boundary(TERMINATION_BYTES);
+    if let Err(error) = std::fs::write(path, &text[..end]) {
+        tracing::warn!(%error, path = %path.display(), "the termination message could not be written");
+    }
+}
+
+/// `10ms`, `5s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "write a whole number and a unit, for example 500ms".to_owned())?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(|| "too long".to_owned()),
+        _ => Err("the unit must be ms, s or m".to_owned()),
+    }
+}
+
+fn peer(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, address)) if !name.is_empty() && address.contains(':') => {
+            Ok((name.to_owned(), address.to_owned()))
+        }
+        _ => Err("write NAME=HOST:PORT".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["10", "s", "-1s", "1.5s", "1h", ""] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn peers_are_name_and_address() {
+        assert_eq!(peer("a=127.0.0.1:9"), Ok(("a".into(), "127.0.0.1:9".into())));
+        assert!(peer("a").is_err() && peer("=x:1").is_err() && peer("a=b").is_err());
+    }
 }

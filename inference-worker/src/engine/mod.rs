@@ -1,1 +1,213 @@
 //! The engine: one thread that owns the model, batches sequences, and keeps the clock.
+//!
+//! Every interval that anybody sees (time to first token, time per token, busy seconds) is taken from this process's
+//! one monotonic clock, at the engine. Jobs join and leave the batch between forward passes. Nothing here knows HTTP
+//! or text.
+
+mod ask;
+mod batch;
+mod job;
+mod network;
+mod queue;
+pub mod random;
+mod sampling;
+#[cfg(test)]
+mod tests;
+
+pub use ask::{AskError, Generated};
+pub use job::{Class, Ended, Event, Failure, Finish, Job, Refused, Work};
+pub use network::{Network, Turn};
+pub use sampling::Sampling;
+
+pub(crate) use ask::time_per_token;
+use batch::Batch;
+use queue::Queue;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How the engine batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Sequences that run at once, at least 1.
+    pub max_batch: usize,
+    /// An idle engine under dense traffic waits at most this long for more requests before it starts a batch.
+    pub batch_wait: Duration,
+    /// Requests that may wait for a slot; one more is refused.
+    pub queue: usize,
+    /// Prompt tokens read in one pass.
+    pub prefill_chunk: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { max_batch: 32, batch_wait: Duration::from_millis(10), queue: 256, prefill_chunk: 256 }
+    }
+}
+
+/// Handle to the engine's thread; cheap to clone. The thread ends when [`Engine::close`] was called and its work is
+/// done, or with its process.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Queue,
+    alive: AtomicBool,
+    busy_nanos: AtomicU64,
+    running: AtomicUsize,
+    cached_tokens: AtomicUsize,
+    /// Start of the pass that runs now, nanoseconds after `epoch` plus one; 0 between passes.
+    pass_started: AtomicU64,
+    epoch: Instant,
+}
+
+impl Engine {
+    /// Starts the thread that owns `network`.
+    ///
+    /// # Errors
+    /// If the operating system gives no thread.
+    pub fn start<N: Network>(network: N, options: Options) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Queue::new(options.queue),
+            alive: AtomicBool::new(true),
+            busy_nanos: AtomicU64::new(0),
+            running: AtomicUsize::new(0),
+            cached_tokens: AtomicUsize::new(0),
+            pass_started: AtomicU64::new(0),
+            epoch: Instant::now(),
+        });
+        let state = Arc::clone(&shared);
+        std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(network, options, &state))?;
+        Ok(Self { shared })
+    }
+
+    /// Queues a job.
+    pub fn submit(&self, job: Job) -> Result<(), Refused> {
+        self.shared.queue.push(job)
+    }
+
+    /// Takes no more jobs; the thread ends after those that it has.
+    pub fn close(&self) {
+        self.shared.queue.close();
+    }
+
+    /// False once the thread has ended, by a panic or after [`Engine::close`].
+    pub fn is_alive(&self) -> bool {
+        self.shared.alive.load(Ordering::Acquire)
+    }
+
+    /// How long the forward pass that runs now has been running; zero between passes.
+    pub fn pass_age(&self) -> Duration {
+        match self.shared.pass_started.load(Ordering::Acquire) {
+            0 => Duration::ZERO,
+            started => self.shared.epoch.elapsed().saturating_sub(Duration::from_nanos(started - 1)),
+        }
+    }
+
+    /// Cumulative seconds in which the engine worked.
+    pub fn busy_seconds(&self) -> f64 {
+        self.shared.busy_nanos.load(Ordering::Relaxed) as f64 / 1e9
+    }
+
+    /// Jobs with a slot.
+    pub fn running(&self) -> usize {
+        self.shared.running.load(Ordering::Relaxed)
+    }
+
+    /// Jobs that wait for one.
+    pub fn waiting(&self) -> usize {
+        self.shared.queue.len()
+    }
+
+    /// Tokens whose keys and values are held.
+    pub fn cached_tokens(&self) -> usize {
+        self.shared.cached_tokens.load(Ordering::Relaxed)
+    }
+}
+
+/// However the thread ends, callers learn of it: no job is left waiting and none is taken.
+struct Farewell<'a>(&'a Shared);
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Ordering::Release);
+        self.0.queue.abandon();
+        self.0.running.store(0, Ordering::Relaxed);
+        self.0.pass_started.store(0, Ordering::Release);
+    }
+}
+
+fn run<N: Network>(network: N, options: Options, shared: &Shared) {
+    let _farewell = Farewell(shared);
+    let mut batch = Batch::new(network, options.prefill_chunk);
+    let mut density = Density::new(options.batch_wait);
+    loop {
+        if batch.len() == 0 {
+            let Some(first) = shared.queue.wait() else { return };
+            gather(&mut batch, first, &mut density, options, shared);
+        }
+        while batch.len() < options.max_batch.max(1) {
+            let Some(job) = shared.queue.take() else { break };
+            density.arrived(&job);
+            batch.admit(job);
+        }
+        let started = Instant::now();
+        shared.running.store(batch.len(), Ordering::Relaxed);
+        let since = started.saturating_duration_since(shared.epoch).as_nanos() as u64;
+        shared.pass_started.store(since + 1, Ordering::Release);
+        batch.pass();
+        batch.drop_cancelled();
+        shared.pass_started.store(0, Ordering::Release);
+        shared.busy_nanos.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        shared.running.store(batch.len(), Ordering::Relaxed);
+        shared.cached_tokens.store(batch.cached_tokens(), Ordering::Relaxed);
+    }
+}
+
+/// Starts a batch on an idle engine. Where traffic is dense the first request waits a little for company, because one
+/// pass over several prompts reads the weights once; a lone request, and internal work, never wait.
+fn gather<N: Network>(batch: &mut Batch<N>, first: Job, density: &mut Density, options: Options, shared: &Shared) {
+    density.arrived(&first);
+    let until = first.arrival + options.batch_wait;
+    let mut worth_waiting = batch::is_live(&first) && density.is_dense();
+    batch.admit(first);
+    while worth_waiting && batch.len() < options.max_batch {
+        let Some(job) = shared.queue.wait_until(until) else { return };
+        density.arrived(&job);
+        worth_waiting = batch::is_live(&job);
+        batch.admit(job);
+    }
+}
+
+/// How close together live requests arrive.
+struct Density {
+    window: Duration,
+    last: Option<Instant>,
+    /// Smoothed gap in seconds.
+    gap: f64,
+}
+
+impl Density {
+    fn new(window: Duration) -> Self {
+        Self { window, last: None, gap: f64::INFINITY }
+    }
+
+    fn arrived(&mut self, job: &Job) {
+        if !batch::is_live(job) {
+            return;
+        }
+        if let Some(last) = self.last {
+            let gap = job.arrival.saturating_duration_since(last).as_secs_f64();
+            // Eight requests' memory; the first gap starts it.
+            self.gap = if self.gap.is_finite() { self.gap + (gap - self.gap) / 8.0 } else { gap };
+        }
+        self.last = Some(job.arrival);
+    }
+
+    /// Waiting the whole window would bring several more requests, not just perhaps one.
+    fn is_dense(&self) -> bool {
+        self.gap * 4.0 < self.window.as_secs_f64()
+    }
+}

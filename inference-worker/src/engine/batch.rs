@@ -1,0 +1,232 @@
+//! The sequences that run, and one pass over them.
+
+use super::job::{Class, Ended, Event, Failure, Finish, Job, Work};
+use super::network::{Network, Turn};
+use super::sampling::{NonFinite, Sampler};
+use std::time::{Duration, Instant};
+
+/// One job with a slot.
+pub(super) struct Sequence<C> {
+    job: Job,
+    cache: C,
+    /// Prompt tokens read.
+    read: usize,
+    /// Prompt tokens to read: all, or up to the last position whose logits are wanted.
+    prompt: usize,
+    /// The token to feed next, once the prompt is read.
+    last: u32,
+    generated: usize,
+    sampler: Sampler,
+    scores: Vec<f32>,
+    alone: bool,
+    queued: Option<Duration>,
+}
+
+/// Tokens and logits rows of one turn, owned for the time of a pass.
+struct Planned {
+    sequence: usize,
+    count: usize,
+    want: Vec<u32>,
+}
+
+/// All sequences that run, and what they share.
+pub(super) struct Batch<N: Network> {
+    network: N,
+    running: Vec<Sequence<N::Cache>>,
+    /// Prompt tokens that one pass may read, so that a long prompt does not stall the others.
+    chunk: usize,
+    /// End of the last pass.
+    last_pass: Option<Instant>,
+}
+
+impl<N: Network> Batch<N> {
+    pub(super) fn new(network: N, chunk: usize) -> Self {
+        Self { network, running: Vec::new(), chunk: chunk.max(1), last_pass: None }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Tokens held in caches.
+    pub(super) fn cached_tokens(&self) -> usize {
+        self.running.iter().map(|s| s.read + s.generated).sum()
+    }
+
+    /// Gives a job a slot.
+    pub(super) fn admit(&mut self, job: Job) {
+        let (prompt, room, sampler, scores) = match &job.work {
+            Work::Generate { max_tokens, sampling, .. } => {
+                (job.prompt.len(), *max_tokens, Sampler::new(*sampling), Vec::new())
+            }
+            Work::Score { positions } => {
+                let needed = positions.iter().max().map_or(0, |&p| p as usize + 1);
+                let scores = vec![0.0; positions.len() * self.network.vocabulary()];
+                (needed.min(job.prompt.len()), 0, Sampler::new(super::Sampling::GREEDY), scores)
+            }
+        };
+        let alone = self.last_pass.is_none_or(|end| end <= job.arrival);
+        let cache = self.network.new_cache(prompt + room);
+        let sequence =
+            Sequence { job, cache, read: 0, prompt, last: 0, generated: 0, sampler, scores, alone, queued: None };
+        self.running.push(sequence);
+    }
+
+    /// Frees the slots of callers that went away.
+    pub(super) fn drop_cancelled(&mut self) {
+        self.running.retain(|s| !s.job.events.is_closed());
+    }
+
+    /// One forward pass over what runs: a token of each answer, and prompts within the chunk.
+    pub(super) fn pass(&mut self) {
+        let plan = self.plan();
+        if plan.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        let several = self.running.len() > 1;
+        for sequence in &mut self.running {
+            // The others' passes lie between this one's start and end, also those in which its prompt had to wait.
+            sequence.alone &= !several;
+        }
+        for planned in &plan {
+            let sequence = &mut self.running[planned.sequence];
+            sequence.queued.get_or_insert(started.saturating_duration_since(sequence.job.arrival));
+        }
+        let outcome = self.forward(&plan);
+        let mut done = Vec::new();
+        match outcome {
+            Ok(rows) => {
+                for (planned, logits) in plan.iter().zip(rows) {
+                    if self.running[planned.sequence].take(planned, &logits, self.network.vocabulary()) {
+                        done.push(planned.sequence);
+                    }
+                }
+            }
+            Err(reason) => {
+                for planned in &plan {
+                    self.running[planned.sequence].send(Event::Failed(Failure::Forward { reason: reason.clone() }));
+                    done.push(planned.sequence);
+                }
+            }
+        }
+        self.last_pass = Some(Instant::now());
+        for &at in done.iter().rev() {
+            self.running.remove(at);
+        }
+    }
+
+    fn plan(&self) -> Vec<Planned> {
+        let mut left = self.chunk;
+        let mut plan = Vec::with_capacity(self.running.len());
+        for (at, sequence) in self.running.iter().enumerate() {
+            let to_read = sequence.prompt - sequence.read;
+            if to_read == 0 {
+                plan.push(Planned { sequence: at, count: 1, want: vec![0] });
+            } else if left > 0 {
+                let count = to_read.min(left);
+                left -= count;
+                plan.push(Planned { sequence: at, count, want: sequence.wanted(count) });
+            }
+        }
+        plan
+    }
+
+    fn forward(&mut self, plan: &[Planned]) -> Result<Vec<Vec<f32>>, String> {
+        let mut turns = Vec::with_capacity(plan.len());
+        let mut planned = plan.iter().peekable();
+        for (at, sequence) in self.running.iter_mut().enumerate() {
+            let Some(next) = planned.next_if(|p| p.sequence == at) else { continue };
+            let tokens = if sequence.read < sequence.prompt {
+                &sequence.job.prompt[sequence.read..sequence.read + next.count]
+            } else {
+                std::slice::from_ref(&sequence.last)
+            };
+            turns.push(Turn { cache: &mut sequence.cache, tokens, want: &next.want, logits: Vec::new() });
+        }
+        self.network.forward(&mut turns)?;
+        Ok(turns.into_iter().map(|turn| turn.logits).collect())
+    }
+}
+
+impl<C> Sequence<C> {
+    /// Indices into the next `count` prompt tokens whose logits are wanted.
+    fn wanted(&self, count: usize) -> Vec<u32> {
+        match &self.job.work {
+            Work::Generate { .. } if self.read + count == self.prompt => vec![count as u32 - 1],
+            Work::Generate { .. } => Vec::new(),
+            Work::Score { positions } => {
+                let mut inside: Vec<u32> = positions
+                    .iter()
+                    .map(|&p| p as usize)
+                    .filter(|p| (self.read..self.read + count).contains(p))
+                    .map(|p| (p - self.read) as u32)
+                    .collect();
+                inside.sort_unstable();
+                inside.dedup();
+                inside
+            }
+        }
+    }
+
+    /// Takes what a pass gave; `true`: the job is over.
+    fn take(&mut self, planned: &Planned, logits: &[f32], vocabulary: usize) -> bool {
+        let first = self.read;
+        if self.read < self.prompt {
+            self.read += planned.count;
+        }
+        let whole = self.read == self.prompt;
+        match &self.job.work {
+            Work::Score { positions } => {
+                for (row, &p) in logits.chunks_exact(vocabulary).zip(&planned.want) {
+                    let position = (first as u32) + p;
+                    for (slot, _) in positions.iter().enumerate().filter(|(_, wanted)| **wanted == position) {
+                        self.scores[slot * vocabulary..(slot + 1) * vocabulary].copy_from_slice(row);
+                    }
+                }
+                if whole {
+                    let scores = std::mem::take(&mut self.scores);
+                    self.send(Event::Scores(scores));
+                    self.end(Finish::Stop);
+                }
+                whole
+            }
+            Work::Generate { .. } if !whole => false,
+            Work::Generate { max_tokens, stop, .. } => match self.sampler.next(logits) {
+                Err(NonFinite(count)) => {
+                    self.send(Event::Failed(Failure::NonFinite { count }));
+                    true
+                }
+                Ok(token) if stop.contains(&token) => {
+                    self.end(Finish::Stop);
+                    true
+                }
+                Ok(token) => {
+                    let complete = self.generated + 1 == *max_tokens;
+                    self.last = token;
+                    self.generated += 1;
+                    self.send(Event::Token { id: token, at: Instant::now() });
+                    if complete {
+                        self.end(Finish::Length);
+                    }
+                    complete
+                }
+            },
+        }
+    }
+
+    fn end(&self, finish: Finish) {
+        let ended = Ended { finish, at: Instant::now(), alone: self.alone, queued: self.queued.unwrap_or_default() };
+        self.send(Event::Ended(ended));
+    }
+
+    fn send(&self, event: Event) {
+        // A caller that went away between two passes is noticed before the next one.
+        let _ = self.job.events.send(event);
+    }
+}
+
+/// Whether a job belongs to a user: only those make a batch worth waiting for.
+pub(super) fn is_live(job: &Job) -> bool {
+    job.class == Class::Live
+}

@@ -1,0 +1,227 @@
+use super::*;
+use std::sync::Mutex;
+use std::thread::sleep;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+const VOCABULARY: usize = 16;
+/// Reading it gives a row with one NaN.
+const BROKEN: u32 = 13;
+/// Reading it panics.
+const FATAL: u32 = 14;
+/// Reading it is refused.
+const REFUSED: u32 = 15;
+
+/// Counts up: after token t the most likely one is t + 1, and position p is in the row as well. Remembers the sizes of
+/// its passes.
+struct Counting {
+    pass: Duration,
+    sizes: Arc<Mutex<Vec<Vec<usize>>>>,
+}
+
+impl Network for Counting {
+    type Cache = Vec<u32>;
+
+    fn vocabulary(&self) -> usize {
+        VOCABULARY
+    }
+
+    fn new_cache(&self, capacity: usize) -> Vec<u32> {
+        Vec::with_capacity(capacity)
+    }
+
+    fn forward(&self, turns: &mut [Turn<'_, Vec<u32>>]) -> Result<(), String> {
+        self.sizes.lock().unwrap().push(turns.iter().map(|t| t.tokens.len()).collect());
+        sleep(self.pass);
+        if turns.iter().any(|t| t.tokens.contains(&REFUSED)) {
+            return Err("refused".to_owned());
+        }
+        for turn in turns {
+            assert!(!turn.tokens.contains(&FATAL), "the model panics");
+            let before = turn.cache.len();
+            turn.cache.extend(turn.tokens);
+            for &at in turn.want {
+                let token = turn.tokens[at as usize];
+                let mut row = vec![0.0; VOCABULARY];
+                row[0] = (before + at as usize) as f32 / 1000.0;
+                row[(token as usize + 1) % VOCABULARY] = 1.0;
+                if token == BROKEN {
+                    row[0] = f32::NAN;
+                }
+                turn.logits.extend(row);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn engine(pass_ms: u64, options: Options) -> (Engine, Arc<Mutex<Vec<Vec<usize>>>>) {
+    let sizes = Arc::default();
+    let network = Counting { pass: Duration::from_millis(pass_ms), sizes: Arc::clone(&sizes) };
+    (Engine::start(network, options).unwrap(), sizes)
+}
+
+fn generate(engine: &Engine, prompt: &[u32], max_tokens: usize, stop: &[u32]) -> UnboundedReceiver<Event> {
+    let work = Work::Generate { max_tokens, sampling: Sampling::GREEDY, stop: stop.to_vec() };
+    submit(engine, prompt, work)
+}
+
+fn submit(engine: &Engine, prompt: &[u32], work: Work) -> UnboundedReceiver<Event> {
+    let (job, events) = Job::new(Class::Live, prompt.to_vec(), work, Instant::now());
+    engine.submit(job).unwrap();
+    events
+}
+
+#[derive(Debug)]
+struct Answer {
+    tokens: Vec<u32>,
+    scores: Vec<f32>,
+    end: Option<Result<Ended, Failure>>,
+}
+
+fn collect(mut events: UnboundedReceiver<Event>) -> Answer {
+    let mut answer = Answer { tokens: Vec::new(), scores: Vec::new(), end: None };
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Token { id, .. } => answer.tokens.push(id),
+            Event::Scores(scores) => answer.scores = scores,
+            Event::Ended(ended) => answer.end = Some(Ok(ended)),
+            Event::Failed(failure) => answer.end = Some(Err(failure)),
+        }
+    }
+    answer
+}
+
+fn ended(answer: &Answer) -> Ended {
+    answer.end.clone().expect("the engine lives").expect("the job ends well")
+}
+
+#[test]
+fn answers_do_not_depend_on_company_or_on_chunks() {
+    let (engine, sizes) = engine(1, Options { prefill_chunk: 3, ..Options::default() });
+    let prompts: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7], &[9], &[0, 0, 4, 2]];
+    let answers: Vec<_> = prompts.map(|p| generate(&engine, p, 3, &[])).map(collect).into();
+    assert_eq!(answers[0].tokens, [8, 9, 10]);
+    assert_eq!(answers[1].tokens, [10, 11, 12]);
+    assert_eq!(answers[2].tokens, [3, 4, 5]);
+    let sizes = sizes.lock().unwrap();
+    assert!(sizes.iter().any(|pass| pass.len() > 1), "requests share passes: {sizes:?}");
+    assert!(sizes.iter().all(|pass| pass.iter().filter(|n| **n > 1).sum::<usize>() <= 3), "chunks: {sizes:?}");
+}
+
+#[test]
+fn scores_are_the_rows_asked_for_in_the_order_asked_for() {
+    let (engine, sizes) = engine(0, Options { prefill_chunk: 2, ..Options::default() });
+    let answer = collect(submit(&engine, &[3, 5, 7, 9, 11], Work::Score { positions: vec![3, 0, 3, 1] }));
+    assert_eq!(ended(&answer).finish, Finish::Stop);
+    let rows: Vec<_> = answer.scores.chunks(VOCABULARY).collect();
+    assert_eq!(rows.len(), 4);
+    for (row, (position, token)) in rows.iter().zip([(3, 9), (0, 3), (3, 9), (1, 5)]) {
+        assert_eq!(row[0], position as f32 / 1000.0);
+        assert_eq!(row[token + 1], 1.0);
+    }
+    assert_eq!(sizes.lock().unwrap().iter().flatten().sum::<usize>(), 4, "nothing after the last position is read");
+}
+
+#[test]
+fn an_answer_ends_at_a_stop_token_or_at_its_length() {
+    let (engine, _) = engine(0, Options::default());
+    let stopped = collect(generate(&engine, &[1], 9, &[4]));
+    assert_eq!((stopped.tokens.as_slice(), ended(&stopped).finish), (&[2, 3][..], Finish::Stop));
+    let empty = collect(generate(&engine, &[3], 9, &[4]));
+    assert_eq!((empty.tokens.as_slice(), ended(&empty).finish), (&[][..], Finish::Stop));
+    let forced = collect(generate(&engine, &[3], 4, &[]));
+    assert_eq!((forced.tokens.as_slice(), ended(&forced).finish), (&[4, 5, 6, 7][..], Finish::Length));
+}
+
+#[test]
+fn alone_is_true_only_without_any_overlap() {
+    let (engine, _) = engine(3, Options::default());
+    for _ in 0..2 {
+        assert!(ended(&collect(generate(&engine, &[1], 3, &[]))).alone);
+    }
+    let first = generate(&engine, &[1], 8, &[]);
+    sleep(Duration::from_millis(5));
+    let second = generate(&engine, &[1], 8, &[]);
+    assert!(!ended(&collect(first)).alone);
+    assert!(!ended(&collect(second)).alone, "the first one ended while it ran");
+    // With one slot nothing shares a pass, but the second one waits through the first one's.
+    let (engine, _) = self::engine(3, Options { max_batch: 1, ..Options::default() });
+    let first = generate(&engine, &[1], 4, &[]);
+    sleep(Duration::from_millis(5));
+    let second = generate(&engine, &[1], 4, &[]);
+    assert!(ended(&collect(first)).alone, "the second one was not processed before its end");
+    let second = ended(&collect(second));
+    assert!(!second.alone);
+    assert!(second.queued >= Duration::from_millis(3), "{:?}", second.queued);
+}
+
+#[test]
+fn a_caller_that_goes_away_frees_its_slot() {
+    let (engine, _) = engine(1, Options { max_batch: 1, ..Options::default() });
+    let abandoned = generate(&engine, &[1], 100_000, &[]);
+    sleep(Duration::from_millis(5));
+    let waiting = generate(&engine, &[1], 1, &[]);
+    drop(abandoned);
+    assert_eq!(collect(waiting).tokens, [2]);
+}
+
+#[test]
+fn broken_logits_and_refused_passes_end_only_their_own_jobs() {
+    let (engine, _) = engine(0, Options::default());
+    let broken = collect(generate(&engine, &[BROKEN - 2], 5, &[]));
+    assert_eq!(broken.tokens, [BROKEN - 1, BROKEN]);
+    assert_eq!(broken.end.unwrap().unwrap_err(), Failure::NonFinite { count: 1 });
+    let refused = collect(generate(&engine, &[REFUSED], 5, &[]));
+    assert!(matches!(refused.end, Some(Err(Failure::Forward { .. }))));
+    assert_eq!(collect(generate(&engine, &[1], 1, &[])).tokens, [2]);
+}
+
+#[test]
+fn a_panic_ends_every_job_and_is_seen() {
+    let (engine, _) = engine(1, Options { max_batch: 2, ..Options::default() });
+    let running = generate(&engine, &[1], 100_000, &[]);
+    let fatal = generate(&engine, &[FATAL], 5, &[]);
+    let waiting = generate(&engine, &[2], 5, &[]);
+    for events in [running, fatal, waiting] {
+        assert!(collect(events).end.is_none(), "the channel closes without an end");
+    }
+    assert!(!engine.is_alive());
+    let (job, _events) = Job::new(Class::Live, vec![1], Work::Score { positions: vec![0] }, Instant::now());
+    assert_eq!(engine.submit(job), Err(Refused::Stopped));
+}
+
+#[test]
+fn busy_time_is_work_and_nothing_else() {
+    let (engine, _) = engine(5, Options::default());
+    sleep(Duration::from_millis(30));
+    assert_eq!(engine.busy_seconds(), 0.0);
+    let asked = Instant::now();
+    collect(generate(&engine, &[1], 4, &[]));
+    while engine.running() > 0 {
+        std::thread::yield_now();
+    }
+    let waited = asked.elapsed().as_secs_f64();
+    sleep(Duration::from_millis(20));
+    let busy = engine.busy_seconds();
+    assert!((0.020..=waited).contains(&busy), "4 passes of 5 ms, within {waited}: {busy}");
+    assert_eq!((engine.running(), engine.waiting(), engine.pass_age()), (0, 0, Duration::ZERO));
+}
+
+#[test]
+fn a_lone_request_never_waits_for_company_but_a_burst_does() {
+    let wait = Duration::from_millis(60);
+    let (engine, sizes) = engine(0, Options { batch_wait: wait, ..Options::default() });
+    let started = Instant::now();
+    collect(generate(&engine, &[1], 1, &[]));
+    assert!(started.elapsed() < wait / 2);
+    // A dense stream: gaps well below a quarter of the window.
+    let all: Vec<_> = (0..40)
+        .map(|_| {
+            sleep(Duration::from_millis(1));
+            generate(&engine, &[1], 1, &[])
+        })
+        .collect();
+    all.into_iter().for_each(|events| assert_eq!(collect(events).tokens, [2]));
+    let largest = sizes.lock().unwrap().iter().map(Vec::len).max().unwrap();
+    assert!(largest > 3, "requests of one window share a pass: {:?}", sizes.lock().unwrap());
+}

@@ -1,0 +1,150 @@
+//! Refusals and failures of both ports, each mapped once to a status and an error object.
+
+use super::account::ErrorClass;
+use crate::engine::{Failure, Refused};
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// Seconds after which a refused client may try again: a few answers' time.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// An error of the public port, in OpenAI's form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+    param: Option<&'static str>,
+    message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, code, param: None, message: message.into() }
+    }
+
+    /// 400 for a field that breaks a rule.
+    pub(crate) fn invalid(param: &'static str, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_value", message);
+        Self { param: Some(param), ..error }
+    }
+
+    /// 400 for a field whose feature this server does not have.
+    pub(crate) fn unsupported(param: &'static str, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "unsupported_parameter", message);
+        Self { param: Some(param), ..error }
+    }
+
+    /// 400 for a prompt that does not fit.
+    pub(crate) fn too_long(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "context_length_exceeded", message)
+    }
+
+    /// 400 for a body that is not the JSON it should be.
+    pub(crate) fn malformed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_json", message)
+    }
+
+    /// An HTTP-level refusal (404, 405, 408, 413).
+    pub(crate) fn http(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(status, "invalid_request_error", code, message)
+    }
+
+    /// 503 while there is no model or no longer one.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "unavailable", message)
+    }
+
+    /// 504 for a passed deadline.
+    pub(crate) fn deadline(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", "deadline_exceeded", message)
+    }
+
+    /// 500.
+    pub(crate) fn internal(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", code, message)
+    }
+
+    /// What a job that was not taken is answered, and how it counts.
+    pub(crate) fn refused(refused: Refused) -> (Self, ErrorClass) {
+        match refused {
+            Refused::Full => (
+                Self::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    "queue_full",
+                    "as many requests wait as this server lets wait; try again after a moment",
+                ),
+                ErrorClass::Overloaded,
+            ),
+            Refused::Stopped => (Self::unavailable("the engine has stopped"), ErrorClass::Server),
+        }
+    }
+
+    /// What a failed job is answered, and how it counts before its first byte.
+    pub(crate) fn failed(failure: &Failure) -> (Self, ErrorClass) {
+        match failure {
+            Failure::NonFinite { .. } => {
+                let message = "the model gave logits that are not finite numbers";
+                (Self::internal("non_finite_logits", message), ErrorClass::NonFinite)
+            }
+            Failure::Forward { .. } => {
+                (Self::internal("forward_failed", "the model could not process the request"), ErrorClass::Server)
+            }
+        }
+    }
+
+    /// The error object, as in a body or in the last event of a stream.
+    pub(crate) fn object(&self) -> Value {
+        let Self { kind, code, param, message, .. } = self;
+        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.object())).into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS || self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+/// An error of the internal port: `{"error": {"code", "message"}}` and fields that go with the code.
+#[derive(Debug)]
+pub(crate) struct InternalError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    running: Option<String>,
+}
+
+impl InternalError {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), running: None }
+    }
+
+    /// 400 that names the field, the rule and the remedy.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid", message)
+    }
+
+    /// 409: another job runs.
+    pub(crate) fn busy(running: &str) -> Self {
+        let message = format!("comparison `{running}` runs and is not cut; ask again when it is done");
+        Self { running: Some(running.to_owned()), ..Self::new(StatusCode::CONFLICT, "busy", message) }
+    }
+}
+
+impl IntoResponse for InternalError {
+    fn into_response(self) -> Response {
+        let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(running) = self.running {
+            error["running"] = Value::String(running);
+        }
+        (self.status, Json(json!({"error": error}))).into_response()
+    }
+}

@@ -1,0 +1,311 @@
+//! OpenAI's requests: what is understood, what is refused, and what is checked.
+//!
+//! A field that would change the answer and is not supported is refused by name; fields without influence on it (user,
+//! metadata, …) are ignored, as OpenAI clients expect. `model` is accepted as it is: a worker serves one model, and
+//! which revision of it answered is in the header and in the id.
+
+use super::error::ApiError;
+use crate::engine::Sampling;
+use crate::model::{ChatMessage, Text, TextError};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Stop strings of one request and their length in bytes.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 256;
+/// OpenAI's default for completions.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+
+/// Body of `POST /v1/completions`. No `Debug`, here and below: prompts stay out of logs.
+#[derive(Deserialize)]
+pub(crate) struct CompletionRequest {
+    prompt: Prompt,
+    #[serde(flatten)]
+    common: Common,
+    echo: Option<bool>,
+    suffix: Option<String>,
+    best_of: Option<u32>,
+    logprobs: Option<Value>,
+}
+
+/// Body of `POST /v1/chat/completions`.
+#[derive(Deserialize)]
+pub(crate) struct ChatRequest {
+    messages: Vec<Message>,
+    #[serde(flatten)]
+    common: Common,
+    max_completion_tokens: Option<u32>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    tools: Option<Vec<Value>>,
+    functions: Option<Vec<Value>>,
+    response_format: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Common {
+    max_tokens: Option<u32>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    seed: Option<i64>,
+    stop: Option<OneOrMany>,
+    n: Option<u32>,
+    #[serde(default)]
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    frequency_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    logit_bias: Option<serde_json::Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    Batches(Vec<Vec<u32>>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: Content,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+}
+
+/// Which endpoint a request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Completion,
+    Chat,
+}
+
+/// A request that can be run: every rule has been checked.
+pub(crate) struct Ask {
+    pub(crate) kind: Kind,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) max_tokens: usize,
+    pub(crate) sampling: Sampling,
+    pub(crate) stops: Vec<String>,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+}
+
+/// Limits of the model that a request is checked against.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) vocabulary: usize,
+    pub(crate) context: usize,
+}
+
+/// Reads and checks a body. The cost of it is that of the tokenizer.
+pub(crate) fn parse(kind: Kind, body: &[u8], text: &Text, limits: Limits) -> Result<Ask, ApiError> {
+    let malformed = |error: serde_json::Error| ApiError::malformed(format!("the body is not a valid request: {error}"));
+    match kind {
+        Kind::Completion => {
+            let request: CompletionRequest = serde_json::from_slice(body).map_err(malformed)?;
+            completion(request, text, limits)
+        }
+        Kind::Chat => {
+            let request: ChatRequest = serde_json::from_slice(body).map_err(malformed)?;
+            chat(request, text, limits)
+        }
+    }
+}
+
+fn completion(request: CompletionRequest, text: &Text, limits: Limits) -> Result<Ask, ApiError> {
+    let CompletionRequest { prompt, common, echo, suffix, best_of, logprobs } = request;
+    refuse("echo", echo == Some(true), "the prompt is not echoed; prepend it yourself")?;
+    refuse("suffix", suffix.is_some_and(|s| !s.is_empty()), "there is no insertion; leave it out")?;
+    refuse("best_of", best_of.is_some_and(|n| n > 1), "one answer is generated; set it to 1")?;
+    refuse("logprobs", logprobs.is_some_and(|v| !v.is_null()), "log probabilities are not given; leave it out")?;
+    const ONE: &str = "one prompt per request; send several requests, they are batched here";
+    let prompt = match prompt {
+        Prompt::Text(one) => encode(text.encode(&one))?,
+        Prompt::Tokens(ids) => ids,
+        Prompt::Texts(mut many) => match (many.pop(), many.is_empty()) {
+            (Some(one), true) => encode(text.encode(&one))?,
+            _ => return Err(ApiError::unsupported("prompt", ONE)),
+        },
+        Prompt::Batches(mut many) => match (many.pop(), many.is_empty()) {
+            (Some(one), true) => one,
+            _ => return Err(ApiError::unsupported("prompt", ONE)),
+        },
+    };
+    let wanted = Some(common.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
+    check(Kind::Completion, prompt, wanted, common, limits)
+}
+
+fn chat(request: ChatRequest, text: &Text, limits: Limits) -> Result<Ask, ApiError> {
+    let ChatRequest { messages, common, max_completion_tokens, logprobs, top_logprobs, tools, functions, response_format } =
+        request;
+    refuse("logprobs", logprobs == Some(true), "log probabilities are not given; leave it out")?;
+    refuse("top_logprobs", top_logprobs.is_some_and(|n| n > 0), "log probabilities are not given; leave it out")?;
+    refuse("tools", tools.is_some_and(|t| !t.is_empty()), "tools are not called; leave it out")?;
+    refuse("functions", functions.is_some_and(|t| !t.is_empty()), "functions are not called; leave it out")?;
+    let free = response_format.is_none_or(|f| f.is_null() || f["type"] == "text");
+    refuse("response_format", !free, "answers are free text; set its type to `text`")?;
+    if messages.is_empty() {
+        return Err(ApiError::invalid("messages", "`messages` is empty; send at least one message"));
+    }
+    let messages = messages.into_iter().map(plain).collect::<Result<Vec<_>, _>>()?;
+    let rendered = text.chat(&messages, true).map_err(|error| ApiError::invalid("messages", chain(&error)))?;
+    let prompt = encode(text.encode_chat(&rendered))?;
+    let wanted = max_completion_tokens.or(common.max_tokens);
+    check(Kind::Chat, prompt, wanted, common, limits)
+}
+
+fn plain(message: Message) -> Result<ChatMessage, ApiError> {
+    let content = match message.content {
+        Content::Text(text) => text,
+        Content::Parts(parts) => {
+            let mut all = String::new();
+            for part in parts {
+                match part {
+                    Part { kind, text: Some(text) } if kind == "text" => all.push_str(&text),
+                    _ => {
+                        return Err(ApiError::unsupported("messages", "only parts of type `text` can be read"));
+                    }
+                }
+            }
+            all
+        }
+    };
+    Ok(ChatMessage { role: message.role, content })
+}
+
+fn encode(ids: Result<Vec<u32>, TextError>) -> Result<Vec<u32>, ApiError> {
+    ids.map_err(|error| ApiError::invalid("prompt", chain(&error)))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn refuse(param: &'static str, refused: bool, why: &str) -> Result<(), ApiError> {
+    if refused { Err(ApiError::unsupported(param, format!("`{param}` is not supported: {why}"))) } else { Ok(()) }
+}
+
+fn check(
+    kind: Kind,
+    prompt: Vec<u32>,
+    wanted: Option<u32>,
+    common: Common,
+    limits: Limits,
+) -> Result<Ask, ApiError> {
+    refuse("n", common.n.is_some_and(|n| n != 1), "one answer is generated; set it to 1")?;
+    refuse("logit_bias", common.logit_bias.is_some_and(|b| !b.is_empty()), "logits are not biased; leave it out")?;
+    for (name, value) in
+        [("frequency_penalty", common.frequency_penalty), ("presence_penalty", common.presence_penalty)]
+    {
+        refuse(name, value.is_some_and(|v| v != 0.0), "there are no penalties; set it to 0")?;
+    }
+    let stream = common.stream.unwrap_or(false);
+    if common.stream_options.is_some() && !stream {
+        return Err(ApiError::invalid("stream_options", "`stream_options` needs `stream: true`"));
+    }
+    let max_tokens = length(&prompt, wanted, limits)?;
+    Ok(Ask {
+        kind,
+        prompt,
+        max_tokens,
+        sampling: Sampling {
+            temperature: within("temperature", common.temperature.unwrap_or(1.0), 0.0..=2.0)?,
+            top_p: within("top_p", common.top_p.unwrap_or(1.0), 1e-6..=1.0)?,
+            top_k: match common.top_k.unwrap_or(0) {
+                -1 | 0 => 0,
+                k @ 1.. => k as usize,
+                _ => return Err(ApiError::invalid("top_k", "`top_k` must be at least 1, or 0 for all tokens")),
+            },
+            seed: common.seed.map(|seed| seed as u64),
+        },
+        stops: stops(common.stop)?,
+        stream,
+        include_usage: common.stream_options.is_some_and(|o| o.include_usage),
+    })
+}
+
+/// Tokens to generate at most: as asked, or for a chat without a wish all that fit.
+fn length(prompt: &[u32], wanted: Option<u32>, limits: Limits) -> Result<usize, ApiError> {
+    let Limits { vocabulary, context } = limits;
+    if prompt.is_empty() {
+        return Err(ApiError::invalid("prompt", "the prompt has no token; send at least one"));
+    }
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocabulary) {
+        let message = format!("token id {id} is outside the vocabulary of {vocabulary} ids");
+        return Err(ApiError::invalid("prompt", message));
+    }
+    let room = context.saturating_sub(prompt.len());
+    if room == 0 {
+        let tokens = prompt.len();
+        return Err(ApiError::too_long(format!(
+            "the prompt has {tokens} tokens and the context is {context}, which must hold at least one token of the \
+             answer, too; shorten the prompt"
+        )));
+    }
+    match wanted.map(|n| n as usize) {
+        Some(0) => Err(ApiError::invalid("max_tokens", "`max_tokens` must be at least 1")),
+        Some(n) if n > room => Err(ApiError::too_long(format!(
+            "the prompt has {} tokens, `max_tokens` is {n} and the context is {context}; ask for at most {room}",
+            prompt.len()
+        ))),
+        Some(n) => Ok(n),
+        None => Ok(room),
+    }
+}
+
+fn within(name: &'static str, value: f32, range: std::ops::RangeInclusive<f32>) -> Result<f32, ApiError> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let (low, high) = (range.start(), range.end());
+    Err(ApiError::invalid(name, format!("`{name}` must be from {low} to {high}")))
+}
+
+fn stops(stop: Option<OneOrMany>) -> Result<Vec<String>, ApiError> {
+    let stops = match stop {
+        None => Vec::new(),
+        Some(OneOrMany::One(one)) => vec![one],
+        Some(OneOrMany::Many(many)) => many,
+    };
+    if stops.len() > MAX_STOPS || stops.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
+        let message = format!("`stop` takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_BYTES} bytes");
+        return Err(ApiError::invalid("stop", message));
+    }
+    Ok(stops)
+}

@@ -1,0 +1,274 @@
+//! What all handlers share: settings, the model once it is loaded, and the account.
+
+use super::account::Account;
+use super::continuations::Continuations;
+use super::metrics::Metrics;
+use super::openai::Limits;
+use crate::compare::{Comparer, PeerSettings};
+use crate::engine::{self, AskError, Engine};
+use crate::model::{self, LoadError, LoadOptions, Model, Text};
+use bitnet_api::worker::Identity;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// How to serve; see the command line for the meaning of each.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Model directory.
+    pub model: PathBuf,
+    /// Revision that this pod was started for, empty outside a rollout.
+    pub revision: String,
+    /// Rollout that the revision belongs to; peers must carry its name.
+    pub rollout: Option<String>,
+    /// Probe file.
+    pub probes: Option<PathBuf>,
+    /// Digest that the model directory must have.
+    pub digest: Option<String>,
+    /// Longest sequence, if shorter than the model allows.
+    pub context: Option<usize>,
+    /// How the engine batches.
+    pub engine: engine::Options,
+    /// Time from a request's arrival to the end of its answer.
+    pub request_timeout: Duration,
+    /// How long the worker serves on after it was told to stop.
+    pub drain: Duration,
+    /// Where peers listen, and exceptions to it.
+    pub peers: PeerSettings,
+}
+
+/// Why a model is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The directory does not have the digest that was given.
+    #[error("DigestMismatch: expected {expected} found {found}; mount the model that the digest was taken of, or correct the digest")]
+    DigestMismatch {
+        /// As given.
+        expected: String,
+        /// As computed.
+        found: String,
+    },
+    /// The directory cannot be loaded.
+    #[error("ModelInvalid")]
+    ModelInvalid(#[source] LoadError),
+    /// The operating system gives no thread for the engine.
+    #[error("the engine's thread did not start")]
+    Thread(#[source] std::io::Error),
+    /// The engine could not do a first forward pass.
+    #[error("ModelInvalid: the first forward pass failed")]
+    WarmUp(#[source] AskError),
+}
+
+/// A model that serves.
+pub(crate) struct Loaded {
+    pub(crate) engine: Engine,
+    pub(crate) text: Text,
+    pub(crate) identity: Identity,
+    pub(crate) comparer: Arc<Comparer>,
+    pub(crate) continuations: Continuations,
+}
+
+impl Loaded {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { vocabulary: self.identity.vocabulary as usize, context: self.identity.context as usize }
+    }
+}
+
+/// What an engine serves, as far as the model knows it.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Rows of the output head.
+    pub vocabulary: usize,
+    /// Longest sequence in tokens.
+    pub context: usize,
+    /// Ids that end an answer.
+    pub eos: Vec<u32>,
+    /// Content digest of the model directory.
+    pub digest: String,
+    /// `ternary`, `binary`, `mixed` or `fp16`.
+    pub precision: String,
+    /// Name of the kernel set.
+    pub kernel: String,
+}
+
+/// The state of one worker process.
+pub struct Worker {
+    pub(crate) settings: Settings,
+    pub(crate) account: Arc<Account>,
+    pub(crate) model_name: String,
+    loaded: OnceLock<Loaded>,
+    draining: AtomicBool,
+    answers: AtomicU64,
+}
+
+/// Why the worker should get no traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotReady {
+    Loading,
+    Draining,
+    EngineStopped,
+    EngineStuck,
+}
+
+impl NotReady {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            NotReady::Loading => "the model is loading",
+            NotReady::Draining => "the worker is draining",
+            NotReady::EngineStopped => "the engine has stopped",
+            NotReady::EngineStuck => "the engine is stuck in one forward pass",
+        }
+    }
+}
+
+impl Worker {
+    /// A worker without a model: alive, not ready.
+    pub fn new(settings: Settings) -> Arc<Self> {
+        let directory = settings.model.file_name().map(|name| name.to_string_lossy().into_owned());
+        let model_name = settings.rollout.clone().or(directory).unwrap_or_else(|| "model".to_owned());
+        Arc::new(Self {
+            account: Arc::new(Account::new(Metrics::new(&model_name))),
+            model_name,
+            settings,
+            loaded: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
+        })
+    }
+
+    /// Loads the model of the settings, warms it up and becomes ready. Blocks for as long as reading takes.
+    pub fn load(&self) -> Result<(), StartError> {
+        let dir = &self.settings.model;
+        let found = model::digest(dir).map_err(StartError::ModelInvalid)?;
+        if let Some(expected) = &self.settings.digest {
+            let wanted = expected.strip_prefix("sha256:").unwrap_or(expected);
+            if !wanted.eq_ignore_ascii_case(&found) {
+                return Err(StartError::DigestMismatch { expected: expected.clone(), found });
+            }
+        }
+        let options = LoadOptions { context: self.settings.context, ..LoadOptions::default() };
+        let text = Text::load(dir).map_err(StartError::ModelInvalid)?;
+        let model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
+        let config = model.config();
+        let facts = Facts {
+            vocabulary: config.vocab_size,
+            context: config.context,
+            eos: config.eos.clone(),
+            digest: found,
+            precision: model.precision().to_owned(),
+            kernel: model.kernel().to_owned(),
+        };
+        let engine = Engine::start(model, self.settings.engine).map_err(StartError::Thread)?;
+        self.install(engine, text, facts);
+        Ok(())
+    }
+
+    /// Serves an engine that runs already. Not ready before [`Worker::warm_up`]. A second call changes nothing.
+    pub fn install(&self, engine: Engine, text: Text, facts: Facts) {
+        let Facts { vocabulary, context, eos, digest, precision, kernel } = facts;
+        let identity = Identity {
+            revision: self.settings.revision.clone(),
+            tokenizer: text.tokenizer_hash().to_owned(),
+            chat_template: text.template_hash().to_owned(),
+            vocabulary: vocabulary as u32,
+            context: context as u32,
+            eos: eos.clone(),
+            model_digest: digest,
+            precision,
+            kernel,
+            device: "cpu".to_owned(),
+            worker_version: env!("CARGO_PKG_VERSION").to_owned(),
+            process: self.account.process().to_owned(),
+        };
+        let Identity { revision, precision, kernel, device, .. } = &identity;
+        self.account.metrics().set_build(revision, precision, kernel, device);
+        let comparer = Comparer::new(
+            engine.clone(),
+            text.clone(),
+            identity.clone(),
+            self.settings.probes.clone(),
+            self.settings.rollout.clone(),
+            &self.settings.peers,
+        );
+        self.loaded.get_or_init(|| Loaded {
+            engine,
+            text,
+            identity,
+            comparer: Arc::new(comparer),
+            continuations: Continuations::default(),
+        });
+    }
+
+    /// Runs the first forward passes, so that no user waits for them, and becomes ready.
+    pub async fn warm_up(&self) -> Result<(), StartError> {
+        let Some(loaded) = self.loaded.get() else { return Ok(()) };
+        let tokens = loaded.limits().context.saturating_sub(1).min(4);
+        if tokens > 0 {
+            let limit = Duration::from_secs(600);
+            let first = loaded.engine.generate(vec![0], tokens, Vec::new(), limit).await.map_err(StartError::WarmUp)?;
+            if first.non_finite > 0 {
+                // Serving goes on: what such a model answers is counted, and the rollout decides about it.
+                tracing::warn!(non_finite = first.non_finite, "the model gives logits that are not finite");
+            }
+        }
+        self.account.set_ready();
+        let Identity { revision, vocabulary, context, precision, kernel, model_digest, .. } = &loaded.identity;
+        tracing::info!(revision, vocabulary, context, precision, kernel, model_digest, "ready");
+        Ok(())
+    }
+
+    /// The model, once it is there.
+    pub(crate) fn loaded(&self) -> Option<&Loaded> {
+        self.loaded.get()
+    }
+
+    /// Stops being ready; requests are still served.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the worker was told to stop.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether the process can still do its work; if not, only a restart helps.
+    pub(crate) fn live(&self) -> Result<(), NotReady> {
+        let Some(loaded) = self.loaded.get() else { return Ok(()) };
+        if !loaded.engine.is_alive() {
+            return Err(NotReady::EngineStopped);
+        }
+        // No pass may take longer than a whole answer; twice that says that none will end.
+        if loaded.engine.pass_age() > self.settings.request_timeout * 2 {
+            return Err(NotReady::EngineStuck);
+        }
+        Ok(())
+    }
+
+    /// Whether the worker should get traffic.
+    pub(crate) fn ready(&self) -> Result<(), NotReady> {
+        if self.is_draining() {
+            return Err(NotReady::Draining);
+        }
+        if self.account.ready_since().is_none() {
+            return Err(NotReady::Loading);
+        }
+        self.live()
+    }
+
+    /// A new answer's id: the kind, the revision and what nobody else has.
+    pub(crate) fn answer_id(&self, prefix: &str) -> String {
+        let n = self.answers.fetch_add(1, Ordering::Relaxed);
+        let process = &self.account.process()[..8];
+        match self.settings.revision.as_str() {
+            "" => format!("{prefix}-{process}{n:06x}"),
+            revision => format!("{prefix}-{revision}-{process}{n:06x}"),
+        }
+    }
+
+    /// Cumulative seconds in which the engine worked.
+    pub(crate) fn busy_seconds(&self) -> f64 {
+        self.loaded.get().map_or(0.0, |loaded| loaded.engine.busy_seconds())
+    }
+}
