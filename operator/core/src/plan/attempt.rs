@@ -321,7 +321,7 @@ pub(super) fn describe(d: &mut Draft<'_>) {
         let text = format!("its workers have no probe set: key {} is missing or has no prompt", probes.key);
         d.say(Phase::Holding, note(Reason::ProbeSetMissing, format!("ConfigMap {}", probes.config_map), text));
     }
-    if !attempt.comparable {
+    if !attempt.comparable && attempt.tick > 1 {
         let text = "the workers have not said yet what they serve; it is asked again at each tick";
         d.say(Phase::Progressing, note(Reason::IdentityUnknown, model, text));
     }

@@ -129,7 +129,7 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
     }
     let weight = d.trial_weight();
     let on = d.confirmed_for();
-    let attempt = d.plan.state.attempt.as_ref()?;
+    let Some(attempt) = &d.plan.state.attempt else { return Some(Block::Quiet) };
     if attempt.tripped || attempt.mismatch.is_some() || attempt.probe_set_missing || !attempt.comparable {
         return Some(Block::Quiet);
     }
@@ -137,7 +137,8 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
         return Some(Block::Quiet);
     }
     let released = attempt.step_released;
-    let assessment = d.plan.assessment.clone()?;
+    // No evidence is no success.
+    let Some(assessment) = d.plan.assessment.clone() else { return Some(Block::Quiet) };
     if !assessment.preflight_done {
         let text = format!(
             "preflight: {} of {} prompts were compared before the first live request",
@@ -145,7 +146,7 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
         );
         return because(Phase::Progressing, Reason::Preflight, &text);
     }
-    let Some(on) = on else { return Some(Block::Quiet) };
+    let Some(on) = on else { return because(Phase::Progressing, Reason::Step, "the gateway takes the weights over") };
     if weight == 0 {
         return None;
     }
@@ -259,7 +260,10 @@ pub(super) fn waits(d: &Draft<'_>) -> Option<Waiting> {
         return Some(Waiting {
             reason: Reason::RouteNotAccepted,
             object: format!("HTTPRoute {}", route::route_name(d)),
-            message: format!("the gateway has not accepted the last change: {}", route.acceptance_message),
+            message: match route.acceptance_message.as_str() {
+                "" => "the gateway has not answered the last change".into(),
+                why => format!("the gateway has not accepted the last change: {why}"),
+            },
         });
     }
     match d.standing()? {

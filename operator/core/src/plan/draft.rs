@@ -20,7 +20,7 @@ pub(super) struct Draft<'a> {
     pub(super) view: View<'a>,
     pub(super) plan: Plan,
     /// The phase and headline were set.
-    said: bool,
+    pub(super) said: bool,
     /// A tick was taken in this plan.
     pub(super) ticked: bool,
     /// The weights are not those of our last write.
@@ -87,6 +87,13 @@ impl<'a> Draft<'a> {
             self.said = true;
             self.plan.report.phase = phase;
             self.plan.report.headline = note;
+        }
+    }
+
+    /// What is said only where nothing more important was.
+    pub(super) fn otherwise(&mut self, phase: Phase, note: Note) {
+        if !self.said {
+            self.say(phase, note);
         }
     }
 

@@ -164,7 +164,13 @@ fn may_revert(d: &mut Draft<'_>, name: &str) -> bool {
     } else if let Some(first) = d.plan.state.reverts.first().copied() {
         d.wake_at(first + MINUTE);
     }
-    d.say(Phase::Degraded, since(note(Reason::WeightsChanged, object, text), d.plan.state.reverts.first().copied()));
+    let first = d.plan.state.reverts.first().copied();
+    let changed = since(note(Reason::WeightsChanged, object, text), first);
+    if revert {
+        d.aside(changed)
+    } else {
+        d.say(Phase::Degraded, changed)
+    }
     revert
 }
 
@@ -219,6 +225,7 @@ pub(super) fn tidy(d: &mut Draft<'_>) -> bool {
             l.step = 0;
         }
     });
+    d.aside(note(Reason::Serving, format!("HTTPRoute {}", route_name(d)), "refs that nothing needs any more leave it"));
     true
 }
 

@@ -162,7 +162,8 @@ pub(super) fn trip(d: &mut Draft<'_>) -> bool {
     if d.standing() != Some(Standing::Trial) {
         return false;
     }
-    let lost = d.trial_weight() > 0 && !d.view.serves(d.view.model());
+    // Where nobody can serve it is not the candidate that failed, and there is nowhere to go.
+    let lost = d.trial_weight() > 0 && !d.view.serves(d.view.model()) && d.view.anchor().is_some();
     let tripwire = match d.plan.assessment.as_ref().map(|a| &a.finding) {
         Some(Finding::Tripwire { reason }) if d.ticked => Some(reason.clone()),
         _ => None,

@@ -12,6 +12,9 @@ use crate::{
     report::{Phase, Reason},
 };
 
+/// Every write is unaccepted for a moment: that is said only when it lasts.
+const PATIENCE: Span = Span::seconds(5);
+
 /// The route is not there or not ours to set: nothing moves, and it recovers by itself.
 pub(super) fn no_route(d: &mut Draft<'_>) {
     let object = format!("HTTPRoute {}", route::route_name(d));
@@ -37,11 +40,14 @@ pub(super) fn no_route(d: &mut Draft<'_>) {
 /// Notes and the headline of a rollout whose route is ours.
 pub(super) fn finish(d: &mut Draft<'_>) {
     few_pods(d);
-    if d.plan.shift.is_some() {
+    if d.plan.shift.is_some() && d.said {
         // What the write did is said; what was before it no longer holds.
         return;
     }
-    if let Some(waiting) = d.waiting.clone() {
+    let brief = d.plan.state.waiting_since.is_some_and(|t| d.now() - t < PATIENCE);
+    if d.waiting.as_ref().is_some_and(|w| w.reason == Reason::RouteNotAccepted) && brief {
+        d.wake(SOON);
+    } else if let Some(waiting) = d.waiting.clone() {
         let phase = match d.standing() {
             Some(Standing::Settled) if !d.view.just_promoted() => Phase::Serving,
             Some(Standing::Settled) => Phase::Promoting,
@@ -84,7 +90,7 @@ fn settled(d: &mut Draft<'_>, model: String) {
         let began = d.plan.state.confirmed_at;
         d.say(Phase::Promoting, since(note(Reason::Promoted, model, text), began));
     } else {
-        d.say(Phase::Serving, note(Reason::Serving, model, "serves all traffic, as the spec asks"));
+        d.otherwise(Phase::Serving, note(Reason::Serving, model, "serves all traffic, as the spec asks"));
     }
 }
 
@@ -92,7 +98,7 @@ fn trial(d: &mut Draft<'_>) {
     attempt::describe(d);
     let model = format!("Deployment {}", d.view.model());
     let text = if d.plan.state.attempt.is_some() { "the next tick decides" } else { "its pods come up" };
-    d.say(Phase::Progressing, note(Reason::Step, model, text));
+    d.otherwise(Phase::Progressing, note(Reason::Step, model, text));
     if let Some(attempt) = &d.plan.state.attempt
         && attempt.mismatch.is_none()
     {
@@ -106,7 +112,7 @@ fn next(d: &mut Draft<'_>, model: String) {
         let text = "spec.paused or the verb `pause`: the new model waits";
         d.say(Phase::Paused, note(Reason::Paused, model, text));
     } else if canary::may_come(d) {
-        d.say(Phase::Progressing, note(Reason::CandidateNotReady, model, "its pods come up"));
+        d.otherwise(Phase::Progressing, note(Reason::CandidateNotReady, model, "its pods come up"));
     } else {
         let before: Vec<String> = d.view.leftovers().iter().map(ToString::to_string).collect();
         let text = if before.is_empty() {

@@ -1,0 +1,491 @@
+//! A tiny world for plans: deployments whose pods become ready, a gateway that accepts, workers that answer with given
+//! values, clients. It carries plans out as the operator does and refuses what the admission policies refuse.
+
+#![allow(dead_code, reason = "two test files share it and use different parts")]
+
+mod workers;
+
+pub(crate) use workers::{Behaviour, Rng};
+
+use bitnet_core::{
+    Span, Time,
+    check::check,
+    model::{Revision, Rollout, RouteTarget},
+    observation::{
+        Backend, Comparable, Ledger, Live, Observation, Pod, ProbeOutcome, Route, RouteState, Sample, StoredDecision,
+        VerbRequest, Workload,
+    },
+    plan::{Plan, ProbeJob, RouteWrite, Shrink, State, plan, tick_due},
+};
+use std::collections::BTreeMap;
+
+pub(crate) struct WorldPod {
+    pub(crate) name: String,
+    pub(crate) ready_at: Time,
+    /// Taken down by a scenario: not ready until it is brought back.
+    pub(crate) down: bool,
+}
+
+pub(crate) struct Deployment {
+    pub(crate) replicas: u32,
+    pub(crate) service: bool,
+    pub(crate) baseline: bool,
+    pub(crate) autoscaled: bool,
+    pub(crate) orphaned: bool,
+    pub(crate) pods: Vec<WorldPod>,
+    born: u32,
+}
+
+pub(crate) struct Job {
+    pub(crate) job: ProbeJob,
+    pub(crate) done_at: Time,
+}
+
+pub(crate) struct World {
+    pub(crate) now: Time,
+    pub(crate) rollout: Rollout,
+    /// `status.evidence`.
+    pub(crate) status: Option<String>,
+    pub(crate) route: Option<Route>,
+    pub(crate) originals: Vec<Backend>,
+    pub(crate) originals_ready: bool,
+    pub(crate) deployments: BTreeMap<Revision, Deployment>,
+    pub(crate) behaviours: BTreeMap<Revision, Behaviour>,
+    pub(crate) verbs: Vec<VerbRequest>,
+    pub(crate) decisions: Vec<String>,
+    pub(crate) finalizer: bool,
+    pub(crate) gone: bool,
+    pub(crate) terminating: bool,
+    pub(crate) unreadable: bool,
+    pub(crate) gateway_missing: bool,
+    /// Requests per second of all clients.
+    pub(crate) traffic: f64,
+    /// Time from a write to its acceptance; `None`: the gateway is stuck.
+    pub(crate) acceptance: Option<Span>,
+    accepts_at: Option<Time>,
+    job: Option<Job>,
+    /// When the counters were scraped last; in memory, lost at a restart.
+    scraped: Option<Time>,
+    pub(crate) rng: Rng,
+    /// Route writes of ours so far.
+    pub(crate) writes: u32,
+    report: Option<bitnet_core::report::Report>,
+    /// Patches of status so far.
+    pub(crate) patches: u32,
+    /// Most weight that each revision ever had.
+    pub(crate) most: BTreeMap<Revision, u32>,
+    /// Client requests that met a revision without a ready pod although another had one for more than 5 s.
+    pub(crate) last_plan: Option<Plan>,
+    /// Something that is watched changed in the last reconcile.
+    changed: bool,
+    /// How much of the next plan is carried out: `None` = all, then the status is written.
+    pub(crate) crash_after: Option<usize>,
+}
+
+impl World {
+    pub(crate) fn new(rollout: Rollout, seed: u64) -> Self {
+        let route = matches!(rollout.route, RouteTarget::Adopt { .. }).then(|| Route {
+            uid: "route-uid".into(),
+            resource_version: "1".into(),
+            accepted: true,
+            acceptance_message: String::new(),
+            backends: vec![Backend { name: "old-service".into(), weight: 1 }],
+            ledger: None,
+            owned: false,
+            originals_ready: None,
+        });
+        Self {
+            now: Time(1_000_000_000_000),
+            rollout,
+            status: None,
+            route,
+            originals: Vec::new(),
+            originals_ready: true,
+            deployments: BTreeMap::new(),
+            behaviours: BTreeMap::new(),
+            verbs: Vec::new(),
+            decisions: Vec::new(),
+            finalizer: false,
+            gone: false,
+            terminating: false,
+            unreadable: false,
+            gateway_missing: false,
+            traffic: 20.0,
+            acceptance: Some(Span(300)),
+            accepts_at: None,
+            job: None,
+            scraped: None,
+            rng: Rng(seed),
+            writes: 0,
+            report: None,
+            patches: 0,
+            most: BTreeMap::new(),
+            last_plan: None,
+            changed: false,
+            crash_after: None,
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        let hash = self.rollout.gate.parameters_hash();
+        self.status.as_ref().and_then(|text| State::decode(text, &hash).ok()).unwrap_or_default()
+    }
+
+    pub(crate) fn behaviour(&self, revision: &Revision) -> Behaviour {
+        self.behaviours.get(revision).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn ready(&self, revision: &Revision) -> u32 {
+        self.deployments.get(revision).map_or(0, |d| d.pods.iter().filter(|p| self.is_ready(p)).count() as u32)
+    }
+
+    fn is_ready(&self, pod: &WorldPod) -> bool {
+        !pod.down && self.now >= pod.ready_at
+    }
+
+    pub(crate) fn weight(&self, revision: &Revision) -> u32 {
+        self.route.as_ref().map_or(0, |r| r.weight(revision))
+    }
+
+    /// The operator's process ends and starts again: what was only in memory is gone.
+    pub(crate) fn restart(&mut self) {
+        self.scraped = None;
+    }
+
+    /// Somebody sets weights by hand, without the operator's annotations.
+    pub(crate) fn by_hand(&mut self, weights: &[(Revision, u32)]) {
+        let at = self.now;
+        if let Some(route) = &mut self.route {
+            route.backends = weights.iter().map(|(r, w)| Backend { name: r.0.clone(), weight: *w }).collect();
+            route.accepted = false;
+        }
+        self.accepts_at = self.acceptance.map(|a| at + a);
+    }
+
+    /// The gateway stops accepting, or goes on (also with what was written meanwhile).
+    pub(crate) fn gateway(&mut self, goes: bool) {
+        self.acceptance = goes.then_some(Span(300));
+        self.accepts_at = goes.then_some(self.now + Span(300));
+    }
+
+    /// One reconcile. Returns the plan that was made.
+    pub(crate) fn reconcile(&mut self) -> Plan {
+        self.settle();
+        let state = self.state();
+        let observation = self.observe(&state);
+        let plan = plan(&self.rollout, &state, &observation, self.now);
+        let again = bitnet_core::plan::plan(&self.rollout, &state, &observation, self.now);
+        assert_eq!(plan, again, "the same inputs give the same plan");
+        let violations = check(&self.rollout, &observation, &plan);
+        assert!(
+            violations.is_empty(),
+            "at {}: {violations:?}\nplan: {plan:#?}\nobservation: {observation:#?}\nstate: {state:#?}",
+            self.now.0
+        );
+        let hash = self.rollout.gate.parameters_hash();
+        let text = plan.state.encode(&hash);
+        assert!(text.len() <= 4096, "the state has {} characters", text.len());
+        assert_eq!(State::decode(&text, &hash).as_ref(), Ok(&plan.state), "the state comes back as it was");
+        self.changed = plan.shift.is_some() || !plan.grow.is_empty() || !plan.shrink.is_empty();
+        self.apply(&plan, text);
+        self.settle();
+        self.last_plan = Some(plan.clone());
+        plan
+    }
+
+    /// Time passes until the plan or the world asks for a look, at most to `until`.
+    pub(crate) fn advance(&mut self, requeue_after: Span, until: Time) {
+        let mut next = (self.now + requeue_after).min(until);
+        if std::mem::take(&mut self.changed) {
+            next = next.min(self.now + Span(100));
+        }
+        let events = self.deployments.values().flat_map(|d| d.pods.iter().map(|p| p.ready_at)).chain(self.accepts_at);
+        for event in events {
+            if event > self.now {
+                next = next.min(event);
+            }
+        }
+        self.now = next.max(self.now + Span(1)).min(until.max(self.now + Span(1)));
+    }
+
+    /// The gateway and the controllers do their part.
+    fn settle(&mut self) {
+        if let (Some(at), Some(route)) = (self.accepts_at, &mut self.route)
+            && self.now >= at
+        {
+            route.accepted = true;
+            self.accepts_at = None;
+        }
+        let now = self.now;
+        for (revision, deployment) in &mut self.deployments {
+            let after = self.behaviours.get(revision).map_or(Span::seconds(3), |b| b.ready_after);
+            deployment.pods.truncate(deployment.replicas as usize);
+            while deployment.pods.len() < deployment.replicas as usize {
+                let name = format!("{revision}-{:03}", deployment.born);
+                deployment.born += 1;
+                deployment.pods.push(WorldPod { name, ready_at: now + after, down: false });
+            }
+        }
+    }
+
+    pub(crate) fn kill(&mut self, revision: &Revision) {
+        if let Some(d) = self.deployments.get_mut(revision) {
+            d.pods.clear();
+        }
+    }
+
+    fn observe(&mut self, state: &State) -> Observation {
+        let workloads = self.deployments.iter().filter(|(_, d)| !d.orphaned).map(|(r, d)| {
+            let pod = |p: &WorldPod| Pod {
+                name: p.name.clone(),
+                ready_since: self.is_ready(p).then_some(p.ready_at),
+                problem: p.down.then(|| "taken down".to_owned()),
+            };
+            let pods: Vec<Pod> = d.pods.iter().map(pod).collect();
+            let workload = Workload {
+                replicas: Some(d.replicas),
+                service: d.service,
+                ready_endpoints: pods.iter().filter(|p| p.ready_since.is_some()).count() as u32,
+                pods,
+                autoscaled: d.autoscaled,
+                baseline: d.baseline,
+            };
+            (r.clone(), workload)
+        });
+        let workloads = workloads.collect();
+        let route = match &self.route {
+            _ if self.unreadable => RouteState::Unknown,
+            _ if self.gateway_missing => RouteState::GatewayMissing("gw".into()),
+            None => RouteState::Missing,
+            Some(route) => {
+                let kept = !self.originals.is_empty();
+                RouteState::Found(Route { originals_ready: kept.then_some(self.originals_ready), ..route.clone() })
+            }
+        };
+        let sample = tick_due(&self.rollout, state, self.now).then(|| self.sample(state));
+        Observation {
+            route,
+            workloads,
+            verbs: self.verbs.clone(),
+            sample,
+            namespace_terminating: self.terminating,
+            decisions: self.decisions.clone(),
+            finalizer: self.finalizer,
+        }
+    }
+
+    fn sample(&mut self, state: &State) -> Sample {
+        let attempt = state.attempt.as_ref().expect("a tick is due only in an attempt");
+        let candidate = attempt.candidate.clone();
+        let stable = self.route.as_ref().and_then(|r| r.ledger.as_ref()).map(|l| l.stable.clone()).unwrap_or_default();
+        let since = self.scraped.replace(self.now);
+        let live = since.filter(|_| self.ready(&candidate) > 0 && self.ready(&stable) > 0).map(|since| {
+            let seconds = (self.now - since).as_seconds();
+            let arm = |world: &mut Self, revision: &Revision| {
+                let share = f64::from(world.weight(revision)) / 100.0;
+                let behaviour = world.behaviour(revision);
+                let requests = world.rng.round(world.traffic * seconds * share);
+                behaviour.live(&mut world.rng, requests)
+            };
+            Live { candidate: arm(self, &candidate), stable: arm(self, &stable), seconds }
+        });
+        let stable_total = (self.ready(&stable) > 0).then(|| {
+            let behaviour = self.behaviour(&stable);
+            (behaviour.live(&mut self.rng, 1500), 100.0)
+        });
+        Sample {
+            at: self.now,
+            live,
+            stable_total,
+            probes: self.outcome(attempt.job.as_ref()),
+            comparable: self.comparable(&candidate),
+        }
+    }
+
+    fn comparable(&self, candidate: &Revision) -> Comparable {
+        if self.ready(candidate) == 0 || self.ready(&self.rollout.baseline.revision) == 0 {
+            return Comparable::Unknown;
+        }
+        match self.behaviour(candidate).vocabulary {
+            32_000 => Comparable::Yes,
+            other => {
+                Comparable::No { field: "vocabulary".into(), baseline: "32000".into(), candidate: other.to_string() }
+            }
+        }
+    }
+
+    fn outcome(&mut self, asked: Option<&ProbeJob>) -> ProbeOutcome {
+        let Some(asked) = asked else { return ProbeOutcome::None };
+        let alive = |name: &str| {
+            self.deployments
+                .get(&asked.candidate)
+                .is_some_and(|d| d.pods.iter().any(|p| p.name == name && self.is_ready(p)))
+        };
+        match &self.job {
+            Some(job) if job.job == *asked && alive(&asked.pod) => {
+                if self.now < job.done_at {
+                    return ProbeOutcome::Running;
+                }
+                self.job = None;
+                let (candidate, stable) = (self.behaviour(&asked.candidate), self.behaviour(&asked.stable));
+                let probes = &self.rollout.gate.probes;
+                ProbeOutcome::Done(candidate.compare(&stable, &mut self.rng, probes))
+            }
+            _ => ProbeOutcome::Lost("the pod is gone".into()),
+        }
+    }
+
+    /// Carries the plan out in the order of its fields; what a crash leaves out is left out.
+    fn apply(&mut self, plan: &Plan, text: String) {
+        let mut left = self.crash_after.take().unwrap_or(usize::MAX);
+        let mut go = || {
+            let go = left > 0;
+            left = left.saturating_sub(1);
+            go
+        };
+        if !go() {
+            return;
+        }
+        if plan.finalizer != self.finalizer {
+            self.finalizer = plan.finalizer;
+        }
+        if self.rollout.deleting && !self.finalizer {
+            self.gone = true;
+            self.deployments.retain(|_, d| d.orphaned);
+            if self.route.as_ref().is_some_and(|r| r.owned && r.ledger.is_some()) {
+                self.route = None;
+            }
+            return;
+        }
+        for grow in &plan.grow {
+            if !go() {
+                return;
+            }
+            let d = self.deployments.entry(grow.serving.revision.clone()).or_insert_with(|| Deployment {
+                replicas: grow.serving.replicas,
+                service: true,
+                baseline: grow.baseline,
+                autoscaled: false,
+                orphaned: false,
+                pods: Vec::new(),
+                born: 0,
+            });
+            d.service = true;
+            d.replicas = grow.replicas.unwrap_or(d.replicas);
+        }
+        if let Some(write) = &plan.shift {
+            if !go() {
+                return;
+            }
+            self.write(write);
+        }
+        if let Some(record) = &plan.record {
+            if !go() {
+                return;
+            }
+            self.decisions.push(record.id.clone());
+        }
+        for shrink in &plan.shrink {
+            if !go() {
+                return;
+            }
+            match shrink {
+                Shrink::ToZero(r) => self.scale(r, 0),
+                Shrink::To(r, n) => self.scale(r, *n),
+                Shrink::Delete(r) => {
+                    self.deployments.remove(r);
+                }
+                Shrink::Orphan(r) => {
+                    if let Some(d) = self.deployments.get_mut(r) {
+                        d.orphaned = true;
+                    }
+                }
+            }
+        }
+        if let Some(probe) = &plan.probe {
+            if !go() {
+                return;
+            }
+            self.job = Some(Job { job: probe.clone(), done_at: self.now + Span(900) });
+        }
+        if !go() {
+            return;
+        }
+        if self.status.as_ref() != Some(&text) || self.report.as_ref() != Some(&plan.report) {
+            self.status = Some(text);
+            self.report = Some(plan.report.clone());
+            self.patches += 1;
+        }
+        self.verbs.retain(|v| !plan.answered.iter().any(|a| a.id == v.id && a.verb == v.verb));
+    }
+
+    fn scale(&mut self, revision: &Revision, replicas: u32) {
+        if let Some(d) = self.deployments.get_mut(revision) {
+            d.replicas = replicas;
+            d.pods.truncate(replicas as usize);
+        }
+    }
+
+    fn write(&mut self, write: &RouteWrite) {
+        self.writes += 1;
+        let now = self.now;
+        match write {
+            RouteWrite::Create { backends, ledger } => {
+                assert!(self.route.is_none(), "created twice");
+                self.route = Some(Route { uid: "own".into(), owned: true, ..Route::default() });
+                self.set(backends, ledger.clone());
+            }
+            RouteWrite::Set { backends, ledger, adopt, decision } => {
+                let mut ledger = ledger.clone();
+                if let Some(d) = decision {
+                    ledger.decision = Some(StoredDecision {
+                        id: d.id.clone(),
+                        verdict: d.verdict,
+                        key: d.key.clone(),
+                        at: d.at,
+                        text: format!("{:?}", d.note.reason),
+                    });
+                }
+                if *adopt && let Some(route) = &self.route {
+                    self.originals.clone_from(&route.backends);
+                }
+                self.set(backends, ledger);
+            }
+            RouteWrite::Restore => {
+                let originals = std::mem::take(&mut self.originals);
+                let route = self.route.as_mut().expect("a route to restore");
+                route.backends = originals;
+                route.ledger = None;
+            }
+            RouteWrite::Release => {
+                let route = self.route.as_mut().expect("a route to release");
+                route.ledger = None;
+                route.owned = false;
+            }
+            RouteWrite::Delete => self.route = None,
+        }
+        if let Some(route) = &mut self.route {
+            route.accepted = false;
+            self.accepts_at = self.acceptance.map(|a| now + a);
+        }
+    }
+
+    /// A write of weights, as the admission policies see it.
+    fn set(&mut self, backends: &[(Revision, u32)], ledger: Ledger) {
+        let route = self.route.as_mut().expect("a route");
+        if let Some(old) = &route.ledger {
+            assert!(ledger.epoch > old.epoch, "policy: epoch");
+            if let Some(key) = &old.rollback_of {
+                let new = backends.iter().find(|(r, _)| *r == key.revision).map_or(0, |(_, w)| *w);
+                assert!(new <= route.weight(&key.revision), "policy: latch");
+            }
+        }
+        assert_eq!(backends.iter().map(|(_, w)| w).sum::<u32>(), 100, "policy: sum");
+        route.backends = backends.iter().map(|(r, w)| Backend { name: r.0.clone(), weight: *w }).collect();
+        route.ledger = Some(ledger);
+        for (revision, weight) in backends {
+            let most = self.most.entry(revision.clone()).or_insert(0);
+            *most = (*most).max(*weight);
+        }
+    }
+}
