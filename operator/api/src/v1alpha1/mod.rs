@@ -2,6 +2,8 @@
 
 // The schema derivation copies each struct into a function, with its `pub`.
 #![allow(unreachable_pub)]
+// Printer columns repeat `type_ = "string"`.
+#![allow(clippy::duplicated_attributes)]
 
 mod later;
 mod quality_gate;
@@ -14,6 +16,8 @@ mod rollout_decision;
 mod rollout_status;
 #[cfg(feature = "crd")]
 mod route;
+#[cfg(feature = "crd")]
+mod schema;
 #[cfg(feature = "crd")]
 mod strategy;
 

@@ -1,6 +1,6 @@
 //! What a user asks for: a baseline, a model, a route, and how the one takes over from the other.
 
-use super::{ModelRolloutStatus, QualityGateSpec, RouteSpec, StrategySpec};
+use super::{ModelRolloutStatus, QualityGateSpec, RouteSpec, StrategySpec, schema::without_null};
 use crate::units::Duration;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -33,6 +33,8 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("!has(self.baseline.precision) || self.baseline.precision in ['fp16', 'auto']")
         .message("the baseline is the fp16 reference: precision must be fp16 or auto").field_path(".baseline.precision"),
+    validation = Rule::new("!has(self.model.precision) || !(self.model.precision in ['binary', 'mixed'])")
+        .message("precision: binary and mixed have not landed yet; use ternary, fp16 or auto").field_path(".model.precision"),
     validation = Rule::new("has(self.gate) != has(self.gateSpec)")
         .message("exactly one of gate and gateSpec must be given"),
     validation = Rule::new("!has(self.guard) || !self.guard.enabled")
@@ -44,6 +46,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("duration(self.progressDeadline) >= duration('10s') && duration(self.progressDeadline) <= duration('168h')")
         .message("progressDeadline must be between 10s and 168h").field_path(".progressDeadline"),
 )]
+#[schemars(transform = without_null)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelRolloutSpec {
     /// The fp16 model: reference of every comparison and last resort. It is always kept warm.
@@ -108,7 +111,7 @@ pub struct ArmSpec {
 #[x_kube(
     validation = Rule::new("has(self.image) != has(self.persistentVolumeClaim)")
         .message("exactly one of image and persistentVolumeClaim must be given"),
-    validation = Rule::new("!has(self.image) || self.image.matches('^[a-z0-9][a-zA-Z0-9._:/-]*@sha256:[a-f0-9]{64}$')")
+    validation = Rule::new("!has(self.image) || self.image.matches('^[a-z0-9]([-._a-z0-9]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]([-._a-z0-9]*[a-z0-9])?)*(:[a-zA-Z0-9_][-._a-zA-Z0-9]{0,127})?@sha256:[a-f0-9]{64}$')")
         .message("image must be named by digest: repository@sha256:<64 hex characters>").field_path(".image"),
 )]
 #[serde(rename_all = "camelCase")]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(
     feature = "crd",
     derive(kube::CustomResource, kube::KubeSchema),
+    schemars(transform = super::schema::without_null),
     kube(
         group = "rollouts.bitnet.dev",
         version = "v1alpha1",

@@ -1,4 +1,4 @@
-use super::SignalStatus;
+use super::{SignalStatus, schema::without_null};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(validation = Rule::new("self == oldSelf").message("a decision is a record: it never changes"))]
+#[schemars(transform = without_null)]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutDecisionSpec {
     /// Name of the rollout.

@@ -1,11 +1,12 @@
+use super::schema::{without_defaults, without_null};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use schemars::{JsonSchema, Schema, transform};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What the operator says about a rollout. All of it but `evidence` can be rebuilt from the route.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[schemars(transform = without_defaults)]
+#[schemars(transform = without_defaults, transform = without_null)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ModelRolloutStatus {
     /// Generation of the spec that this status is about.
@@ -223,10 +224,4 @@ pub struct HistoryEntry {
     /// When (RFC 3339).
     #[schemars(extend("format" = "date-time", "maxLength" = 40))]
     pub at: String,
-}
-
-/// A status has no defaults in its schema: what the operator did not write is unknown and not empty.
-fn without_defaults(schema: &mut Schema) {
-    schema.remove("default");
-    transform::transform_subschemas(&mut without_defaults, schema);
 }

@@ -310,10 +310,39 @@ fn is_hex_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+/// `[host[:port]/]path[:tag]@sha256:<64 hex characters>`: no scheme, so no URL.
 fn names_a_digest(image: &str) -> bool {
-    let Some((repository, digest)) = image.split_once("@sha256:") else { return false };
+    let Some((name, digest)) = image.split_once("@sha256:") else { return false };
+    let mut parts: Vec<&str> = name.split('/').collect();
+    let tag = match parts.last_mut() {
+        Some(last) => last.split_once(':').map(|(path, tag)| {
+            *last = path;
+            tag
+        }),
+        None => None,
+    };
+    // Without a slash, `a:5000` may as well be a host with a port: either way nothing is reached by it.
+    let host = if parts.len() > 1 { parts.first_mut() } else { None };
+    let port = host.and_then(|host| {
+        host.split_once(':').map(|(name, port)| {
+            *host = name;
+            port
+        })
+    });
+    let is_tag = |tag: &str| {
+        tag.len() <= 128
+            && tag.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    };
+    let is_port = |port: &str| (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
     image.len() <= 512
-        && repository.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && repository.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:/-".contains(&b))
         && is_hex_digest(digest)
+        && tag.is_none_or(is_tag)
+        && port.is_none_or(is_port)
+        && parts.into_iter().all(|part| {
+            let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+            edge(part.as_bytes().first())
+                && edge(part.as_bytes().last())
+                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b))
+        })
 }
