@@ -4,3 +4,8 @@ pub(crate) mod damage;
 pub(crate) mod distill;
 pub(crate) mod logits;
 pub(crate) mod serve;
+
+/// Number of CPUs at hand.
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

@@ -1,1 +1,28 @@
 //! The workshop: text, training, distillation, damage, probes.
+//!
+//! [`distill()`] makes a model pair from nothing: generated text ([`text`]), a tokenizer and held-out prompts
+//! ([`corpus`]), an fp16 teacher and its ternary student ([`train`]), exported ([`export`]) and measured through the
+//! forward pass that serves them ([`probing`]). [`damage()`] makes candidates with real faults from a healthy one.
+//!
+//! Equal recipes give equal files on one kind of CPU: every random number comes from the seed, and every sum has one
+//! order, whatever the number of threads.
+
+pub mod corpus;
+pub mod damage;
+pub mod distill;
+mod error;
+pub mod export;
+pub mod network;
+pub mod ops;
+pub mod probing;
+pub mod progress;
+pub mod recipe;
+pub mod staging;
+pub mod ternary;
+pub mod text;
+pub mod train;
+pub mod weights;
+
+pub use damage::{Damage, Fault, damage};
+pub use distill::{Demands, Manifest, Outcome, distill};
+pub use error::WorkshopError;

@@ -1,0 +1,112 @@
+use crate::model::{ForwardError, LoadError, TextError};
+use std::path::{Path, PathBuf};
+
+/// Why a pair or a damaged model was not made. Nothing is left at the destination.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkshopError {
+    /// A tensor operation failed.
+    #[error("training failed while {doing}")]
+    Tensor {
+        /// The stage.
+        doing: &'static str,
+        /// What candle reported.
+        #[source]
+        source: candle_core::Error,
+    },
+    /// A file or directory could not be read or written.
+    #[error("cannot {doing} {}", path.display())]
+    File {
+        /// Verb.
+        doing: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The tokenizer could not be trained, saved or used.
+    #[error("the tokenizer failed while {doing}")]
+    Tokenizer {
+        /// What it was doing.
+        doing: &'static str,
+        /// The tokenizer library's answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A safetensors file is not what the step needs.
+    #[error("{} cannot be used as packed weights", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the library found.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
+    /// A JSON file is not what the step needs.
+    #[error("{} is not the JSON that was expected", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where parsing stopped.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A model does not load.
+    #[error("the model in {} does not load", path.display())]
+    Load {
+        /// Its directory.
+        path: PathBuf,
+        /// The loader's reason.
+        #[source]
+        source: LoadError,
+    },
+    /// A model does not run.
+    #[error("the model in {} does not run", path.display())]
+    Forward {
+        /// Its directory.
+        path: PathBuf,
+        /// The model's reason.
+        #[source]
+        source: ForwardError,
+    },
+    /// A prompt cannot be encoded.
+    #[error("prompt {id} cannot be encoded")]
+    Prompt {
+        /// Its id in the probe file.
+        id: String,
+        /// The tokenizer's reason.
+        #[source]
+        source: TextError,
+    },
+    /// An argument or a file's content breaks a rule: names field, rule and remedy.
+    #[error("{0}")]
+    Refused(String),
+    /// The result was made and measured, but is not what it must be.
+    #[error("{0}")]
+    Missed(String),
+    /// Another process is writing the same destination.
+    #[error("another run is writing {}: wait for it, or choose another --out", .0.display())]
+    Busy(PathBuf),
+}
+
+impl WorkshopError {
+    pub(super) fn tensor(doing: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
+        move |source| Self::Tensor { doing, source }
+    }
+
+    pub(super) fn file(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::File { doing, path, source }
+    }
+
+    pub(super) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Json { path, source }
+    }
+
+    pub(super) fn tokenizer(
+        doing: &'static str,
+    ) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
+        move |source| Self::Tokenizer { doing, source }
+    }
+}

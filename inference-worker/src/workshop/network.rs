@@ -1,0 +1,73 @@
+//! The BitNet graph, for training: the same arithmetic as serving, in candle's autograd.
+
+use super::ops::{Attention, Linear, QuantiseActivations, RmsNorm, Rope, RopeTable, SquaredGate};
+use super::recipe::{ModelShape, RMS_EPS, ROPE_THETA};
+use super::weights::{Precision, Slot, Weights};
+use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
+
+/// A network over live or frozen weights. Cheap to clone; safe to share between threads.
+#[derive(Clone)]
+pub struct Network {
+    shape: ModelShape,
+    precision: Precision,
+    tensors: Vec<Tensor>,
+    rope: Arc<RopeTable>,
+}
+
+impl Network {
+    /// A network whose gradients reach the weights.
+    pub fn live(weights: &Weights) -> Self {
+        Self::over(weights, weights.live())
+    }
+
+    /// A network over a copy of the weights, without gradients.
+    pub fn frozen(weights: &Weights) -> Result<Self> {
+        Ok(Self::over(weights, weights.frozen()?))
+    }
+
+    fn over(weights: &Weights, tensors: Vec<Tensor>) -> Self {
+        let shape = weights.shape;
+        let rope = Arc::new(RopeTable::new(shape.context, shape.head_dim, ROPE_THETA));
+        Self { shape, precision: weights.precision, tensors, rope }
+    }
+
+    /// Logits `[ids, vocabulary]` of sequences of `sequence` tokens (at most the context), one after the other.
+    pub fn forward(&self, ids: &[u32], sequence: usize) -> Result<Tensor> {
+        let shape = &self.shape;
+        if sequence == 0 || sequence > shape.context || !ids.len().is_multiple_of(sequence) {
+            candle_core::bail!("{} tokens are not sequences of {sequence} within {}", ids.len(), shape.context)
+        }
+        let embedding = &self.tensors[0];
+        let mut x = embedding.index_select(&Tensor::from_slice(ids, ids.len(), &Device::Cpu)?, 0)?;
+        for layer in 0..shape.layers {
+            let at = |slot: Slot| &self.tensors[slot.index(layer)];
+            let norm = |x: &Tensor, slot| x.apply_op2(at(slot), RmsNorm { eps: RMS_EPS });
+            let linear = |x: &Tensor, slot| x.apply_op2(at(slot), Linear);
+            let rope = || Rope { table: Arc::clone(&self.rope), sequence, inverse: false };
+            let attention =
+                Attention { sequence, heads: shape.heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim };
+
+            let h = self.quantise(norm(&x, Slot::InputNorm)?)?;
+            let q = linear(&h, Slot::Query)?.apply_op1(rope())?;
+            let k = linear(&h, Slot::Key)?.apply_op1(rope())?;
+            let o = q.apply_op3(&k, &linear(&h, Slot::Value)?, attention)?;
+            let o = self.quantise(norm(&o, Slot::AttentionNorm)?)?;
+            x = (x + linear(&o, Slot::Output)?)?;
+
+            let h = self.quantise(norm(&x, Slot::PostNorm)?)?;
+            let m = linear(&h, Slot::Gate)?.apply_op2(&linear(&h, Slot::Up)?, SquaredGate)?;
+            let m = self.quantise(norm(&m, Slot::FeedForwardNorm)?)?;
+            x = (x + linear(&m, Slot::Down)?)?;
+        }
+        let last = self.tensors.len() - 1;
+        x.apply_op2(&self.tensors[last], RmsNorm { eps: RMS_EPS })?.apply_op2(embedding, Linear)
+    }
+
+    fn quantise(&self, x: Tensor) -> Result<Tensor> {
+        match self.precision {
+            Precision::Full => Ok(x),
+            Precision::Ternary => x.apply_op1(QuantiseActivations),
+        }
+    }
+}
