@@ -14,28 +14,27 @@ const REPEATS: usize = 200;
 fn main() -> Result<(), Box<dyn Error>> {
     let (flags, dirs): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
     let kernels = flags.iter().any(|flag| flag == "--portable").then(Kernels::portable);
-    println!("{:<28} {:>9} {:>9}  microseconds per token, median of {REPEATS}", "model", "precision", "kernel");
+    println!("microseconds per token, fastest / median of {REPEATS}");
     for dir in &dirs {
         let model = Model::load(Path::new(dir), &LoadOptions { kernels, ..LoadOptions::default() })?;
         let config = model.config();
         let context = config.context;
-        print!("{dir:<28} {:>9} {:>9} ", model.precision(), model.kernel());
+        println!("{dir}: {}, {}", model.precision(), model.kernel());
         for len in [0, context / 2, context - 1] {
-            print!("  decode at {len}: {:.0}", time(&model, 1, len, 1)?);
+            println!("  decode at {len:<4} {}", time(&model, 1, len, 1)?);
         }
         for tokens in [32, context / 2] {
-            print!("  prompt of {tokens}: {:.0}", time(&model, 1, 0, tokens)?);
+            println!("  prompt of {tokens:<4} {}", time(&model, 1, 0, tokens)?);
         }
         for batch in [2, 4, 8] {
-            print!("  batch {batch} at {}: {:.0}", context / 2, time(&model, batch, context / 2, 1)?);
+            println!("  batch {batch} at {:<4} {}", context / 2, time(&model, batch, context / 2, 1)?);
         }
-        println!();
     }
     Ok(())
 }
 
-/// Median microseconds per token of `batch` sequences that hold `len` tokens and get `tokens` more.
-fn time(model: &Model, batch: usize, len: usize, tokens: usize) -> Result<f64, Box<dyn Error>> {
+/// Microseconds per token of `batch` sequences that hold `len` tokens and get `tokens` more.
+fn time(model: &Model, batch: usize, len: usize, tokens: usize) -> Result<String, Box<dyn Error>> {
     let vocab = model.config().vocab_size as u32;
     let text = |count: usize| -> Vec<u32> { (0..count as u32).map(|i| (i * 37 + 11) % vocab).collect() };
     let (before, new) = (text(len), text(tokens));
@@ -49,8 +48,10 @@ fn time(model: &Model, batch: usize, len: usize, tokens: usize) -> Result<f64, B
         let mut steps: Vec<Step<'_>> = caches.iter_mut().map(|cache| Step::new(cache, &new, Want::Last)).collect();
         model.forward(&mut steps)?;
         times.push(start.elapsed().as_secs_f64() * 1e6 / (batch * tokens) as f64);
-        caches.iter_mut().for_each(|cache| cache.truncate(len));
+        for cache in &mut caches {
+            cache.truncate(len);
+        }
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[REPEATS / 2])
+    Ok(format!("{:6.0} / {:.0}", times[0], times[REPEATS / 2]))
 }

@@ -1,5 +1,7 @@
 //! Bad model directories and bad batches: each is refused with the place, the rule and the remedy, and nothing panics.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use inference_worker::model::{ForwardError, LoadError, LoadOptions, Model, Step, TensorFault, Text, Want};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -52,9 +54,8 @@ fn rewrite(dir: &Path, change: impl Fn(&str, Stored) -> Option<Stored>, more: &[
         })
         .collect();
     new.extend(more.iter().map(|(name, stored)| ((*name).to_owned(), stored.clone())));
-    let views = new.iter().map(|(name, (dtype, shape, data))| {
-        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
-    });
+    let views =
+        new.iter().map(|(name, (dtype, shape, data))| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
     fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
@@ -328,8 +329,7 @@ fn weights_that_are_not_finite_give_logits_that_are_not_finite() {
 
 /// A word-level tokenizer with these many words.
 fn tokenizer(words: usize) -> String {
-    let vocab: serde_json::Map<String, serde_json::Value> =
-        (0..words).map(|i| (format!("w{i}"), i.into())).collect();
+    let vocab: serde_json::Map<String, serde_json::Value> = (0..words).map(|i| (format!("w{i}"), i.into())).collect();
     serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,

@@ -21,20 +21,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let model = Model::load(&args.model, &LoadOptions::default())
-        .with_context(|| format!("cannot load the model in {}", args.model.display()))?;
+    let Args { model: dir, tokens, out } = args;
+    let model = Model::load(&dir, &LoadOptions::default())
+        .with_context(|| format!("cannot load the model in {}", dir.display()))?;
     let context = model.config().context;
     ensure!(
-        args.tokens.len() <= context,
+        tokens.len() <= context,
         "--tokens has {} ids but the model's context is {context}; give at most that many",
-        args.tokens.len()
+        tokens.len()
     );
-    let mut cache = model.new_cache(args.tokens.len());
-    let mut steps = [Step::new(&mut cache, &args.tokens, Want::All)];
+    let mut cache = model.new_cache(tokens.len());
+    let mut steps = [Step::new(&mut cache, &tokens, Want::All)];
     model.forward(&mut steps).context("--tokens does not fit the model")?;
     let [step] = steps;
-    write_npy(&args.out, &step.logits, model.config().vocab_size)
-        .with_context(|| format!("cannot write {}", args.out.display()))
+    write_npy(&out, &step.logits, model.config().vocab_size).with_context(|| format!("cannot write {}", out.display()))
 }
 
 /// Writes rows of f32 as NumPy format 1.0, through a temporary file beside the target.

@@ -2,18 +2,22 @@
 //!
 //! Every function of this module may be called only on a CPU that has these features.
 
+#![expect(
+    clippy::inline_always,
+    reason = "an intrinsic is a call unless it is inlined into a function that has its features"
+)]
+
 use super::buffers::{BLOCK, BLOCK_BYTES};
 use super::{Attention, Dense, Elements, Quantized, Rows, Ternary, portable};
 use half::{bf16, f16};
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_loadu_si128,
-    _mm_max_epu32, _mm_movehl_ps, _mm_packs_epi16, _mm_packs_epi32, _mm_shuffle_epi32, _mm_shuffle_ps,
-    _mm_storel_epi64, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_cvtps_epi32, _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epu32, _mm256_mul_ps, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32,
-    _mm256_srli_epi16,
+    __m256, __m256i, _mm_add_epi32, _mm_add_ps, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_max_epu32, _mm_packs_epi16,
+    _mm_packs_epi32, _mm_shuffle_epi32, _mm_storeu_ps, _mm_storeu_si64, _mm_storeu_si128, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epu32, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srli_epi16,
 };
 
 /// Floats per register.
@@ -106,6 +110,7 @@ fn tile<E: Element, const R: usize, const T: usize>(
     out: &mut Rows,
 ) {
     assert!(weights.len() == R * stride && x.len() == T * stride);
+    const { assert!(R * T <= 8) };
     let mut sums = [[_mm256_setzero_ps(); T]; R];
     for at in (0..stride).step_by(LANES) {
         let mut values = [_mm256_setzero_ps(); T];
@@ -121,19 +126,26 @@ fn tile<E: Element, const R: usize, const T: usize>(
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (t, sum) in sums.iter().enumerate() {
-            out.row_mut(token + t)[row + r] = add_lanes(*sum);
-        }
+    let mut products = [0.0; 8];
+    for (four, sums) in products.chunks_exact_mut(4).zip(sums.as_flattened().chunks(4)) {
+        four.copy_from_slice(&add_lanes(sums));
+    }
+    for (t, product) in products[..R * T].iter().enumerate() {
+        out.row_mut(token + t % T)[row + t / T] = *product;
     }
 }
 
+/// Sums of the lanes of up to four registers. Each is `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`, whatever the others.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_lanes(v: __m256) -> f32 {
-    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+fn add_lanes(v: &[__m256]) -> [f32; 4] {
+    let at = |i: usize| v.get(i).copied().unwrap_or(v[0]);
+    let eight = _mm256_hadd_ps(_mm256_hadd_ps(at(0), at(1)), _mm256_hadd_ps(at(2), at(3)));
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let mut out = [0.0; 4];
+    // SAFETY: four floats fit.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), four) };
+    out
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -151,7 +163,7 @@ pub(super) fn ternary(weights: &Ternary, x: &Quantized, out: &mut [i32]) {
         let (fours, rest) = values.split_at(tokens / 4 * 4 * stride);
         for (i, values) in fours.chunks_exact(4 * stride).enumerate() {
             for (r, packed) in packed.chunks_exact(row_bytes).enumerate() {
-                let [products] = ternary_tile::<1, 4>(packed, values, stride);
+                let products = ternary_tile::<1, 4>(packed, values, stride);
                 products.into_iter().enumerate().for_each(|(t, product)| store(row + r, 4 * i + t, product));
             }
         }
@@ -159,10 +171,9 @@ pub(super) fn ternary(weights: &Ternary, x: &Quantized, out: &mut [i32]) {
             let token = tokens / 4 * 4 + i;
             if height == TALL_TERNARY {
                 let products = ternary_tile::<TALL_TERNARY, 1>(packed, values, stride);
-                products.into_iter().enumerate().for_each(|(r, [product])| store(row + r, token, product));
+                products.into_iter().enumerate().for_each(|(r, product)| store(row + r, token, product));
             } else {
-                let [[product]] = ternary_tile::<1, 1>(packed, values, stride);
-                store(row, token, product);
+                store(row, token, ternary_tile::<1, 1>(packed, values, stride)[0]);
             }
         }
         row += height;
@@ -175,7 +186,8 @@ pub(super) fn ternary(weights: &Ternary, x: &Quantized, out: &mut [i32]) {
 /// 32 bits after each block, so nothing wraps below 8 million columns.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn ternary_tile<const R: usize, const T: usize>(packed: &[u8], values: &[i8], stride: usize) -> [[i32; T]; R] {
+fn ternary_tile<const R: usize, const T: usize>(packed: &[u8], values: &[i8], stride: usize) -> [i32; 4] {
+    const { assert!(R * T == 4 || R * T == 1) };
     let row_bytes = stride / 4;
     assert!(packed.len() == R * row_bytes && values.len() == T * stride);
     let mask = _mm256_set1_epi8(3);
@@ -203,7 +215,7 @@ fn ternary_tile<const R: usize, const T: usize>(packed: &[u8], values: &[i8], st
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| add_integers(sum)))
+    add_four(sums.as_flattened())
 }
 
 /// # Safety
@@ -213,6 +225,19 @@ fn ternary_tile<const R: usize, const T: usize>(packed: &[u8], values: &[i8], st
 unsafe fn load(from: *const u8) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe { _mm256_loadu_si256(from.cast()) }
+}
+
+/// Sums of the lanes of up to four registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_four(v: &[__m256i]) -> [i32; 4] {
+    let at = |i: usize| v.get(i).copied().unwrap_or(v[0]);
+    let eight = _mm256_hadd_epi32(_mm256_hadd_epi32(at(0), at(1)), _mm256_hadd_epi32(at(2), at(3)));
+    let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+    let mut out = [0; 4];
+    // SAFETY: four integers fit.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), four) };
+    out
 }
 
 #[inline]
@@ -245,7 +270,7 @@ pub(super) fn quantise(x: &Rows, out: &mut Quantized) {
             sums = _mm256_add_epi32(sums, values);
             let words = _mm_packs_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256::<1>(values));
             // SAFETY: at + 8 <= row.len() <= to.len().
-            unsafe { _mm_storel_epi64(to.as_mut_ptr().add(at).cast::<__m128i>(), _mm_packs_epi16(words, words)) };
+            unsafe { _mm_storeu_si64(to.as_mut_ptr().add(at).cast(), _mm_packs_epi16(words, words)) };
         }
         out.set(token, scale, add_integers(sums));
     }

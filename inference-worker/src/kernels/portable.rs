@@ -1,5 +1,7 @@
 //! Kernels in plain Rust: the reference for every other path.
 
+#![expect(clippy::inline_always, reason = "other paths compile these functions again with their own features")]
+
 use super::buffers::{BLOCK, BLOCK_BYTES};
 use super::{Attention, Dense, Elements, Quantized, Rows, Ternary};
 

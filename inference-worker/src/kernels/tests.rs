@@ -26,7 +26,10 @@ fn expected(weight: &dyn Fn(usize, usize) -> i8, rows: usize, columns: usize, va
     let product = |row: usize, values: &[i8]| {
         values.iter().enumerate().map(|(column, value)| i64::from(weight(row, column)) * i64::from(*value)).sum()
     };
-    values.chunks_exact(columns).flat_map(|values| (0..rows).map(|row| product(row, values)).collect::<Vec<_>>()).collect()
+    values
+        .chunks_exact(columns)
+        .flat_map(|values| (0..rows).map(|row| product(row, values)).collect::<Vec<_>>())
+        .collect()
 }
 
 fn check_ternary(rows: usize, columns: usize, weight: &dyn Fn(usize, usize) -> i8, values: &[i8]) {
@@ -120,7 +123,9 @@ proptest! {
         let mut values = values[..width * 2].to_vec();
         if boundary {
             values[0] = 127.0;
-            values.iter_mut().for_each(|v| *v = v.clamp(-127.0, 127.0));
+            for value in &mut values {
+                *value = value.clamp(-127.0, 127.0);
+            }
         }
         let x = rows_of(width, &values);
         for kernels in every_path() {

@@ -101,9 +101,10 @@ impl Model {
             self.embedding.read_row(*token as usize, hidden.row_mut(row));
         }
         let mut scratch = Scratch::new(config, count);
+        let frequencies = frequencies(config);
         scratch.angles = steps
             .iter()
-            .flat_map(|step| (0..step.tokens.len()).map(|i| angles(config, step.cache.len() + i)))
+            .flat_map(|step| (0..step.tokens.len()).map(|i| angles(&frequencies, step.cache.len() + i)))
             .collect();
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(index, layer, steps, &mut hidden, &mut scratch);
@@ -217,15 +218,15 @@ impl Scratch {
     }
 }
 
-/// Cosine and sine of `position · theta^(-2i / head_dim)`, in the single precision of the reference implementation.
-fn angles(config: &ModelConfig, position: usize) -> (Vec<f32>, Vec<f32>) {
+/// `theta^(-2i / head_dim)`, in the single precision of the reference implementation.
+fn frequencies(config: &ModelConfig) -> Vec<f32> {
     let width = config.head_dim as f32;
-    (0..config.head_dim / 2)
-        .map(|i| {
-            let angle = position as f32 * config.rope_theta.powf((2 * i) as f32 / width).recip();
-            (angle.cos(), angle.sin())
-        })
-        .unzip()
+    (0..config.head_dim / 2).map(|i| config.rope_theta.powf((2 * i) as f32 / width).recip()).collect()
+}
+
+/// Cosine and sine of `position · frequency`.
+fn angles(frequencies: &[f32], position: usize) -> (Vec<f32>, Vec<f32>) {
+    frequencies.iter().map(|frequency| (position as f32 * frequency).sin_cos()).map(|(sin, cos)| (cos, sin)).unzip()
 }
 
 /// Rotary embedding of all heads of a row: element `i` turns with element `i + head_dim / 2`.

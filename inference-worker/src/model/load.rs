@@ -54,7 +54,7 @@ impl Model {
         }
         source.tensors.finish()?;
         let kernels = options.kernels.unwrap_or_else(Kernels::detect);
-        Ok(Self { kernels, embedding, layers, norm, head, config })
+        Ok(Self { config, kernels, embedding, layers, norm, head })
     }
 }
 
