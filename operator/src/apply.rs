@@ -168,3 +168,130 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::RolloutDecision => ApiResource::erase::<RolloutDecision>(&()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        client::Guard,
+        fake::{Asked, Log, refusal, server},
+    };
+    use serde_json::json;
+    use std::marker::PhantomData;
+
+    fn patch(kind: Kind, name: &str) -> Write {
+        let patch = serde_json::from_value(json!([{"op": "test", "path": "/metadata/uid", "value": "u"}])).unwrap();
+        Write { kind, name: name.into(), action: Action::Patch(patch) }
+    }
+
+    fn create(name: &str) -> Write {
+        let object = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": name, "labels": {label::ROLLOUT: "chat"}, "ownerReferences": [{
+                "apiVersion": "rollouts.bitnet.dev/v1alpha1", "kind": "ModelRollout", "name": "chat", "uid": "mine",
+                "controller": true,
+            }]},
+        });
+        Write { kind: Kind::Deployment, name: name.into(), action: Action::Create(Box::new(object)) }
+    }
+
+    fn plan() -> Objects<Prepared> {
+        let delete = Action::Delete { uid: "u".into(), resource_version: "7".into() };
+        Objects {
+            finalizer: Some(patch(Kind::ModelRollout, "chat")),
+            grow: vec![create("chat-a")],
+            shift: Some(patch(Kind::HttpRoute, "chat")),
+            record: Vec::new(),
+            shrink: vec![Write { kind: Kind::Deployment, name: "chat-b".into(), action: delete }],
+            release: None,
+            verdict: None,
+            stage: PhantomData,
+        }
+    }
+
+    fn object(name: &str) -> (u16, Value) {
+        (200, json!({"apiVersion": "v1", "kind": "X", "metadata": {"name": name}}))
+    }
+
+    fn lines(log: &Log) -> Vec<String> {
+        log.lock().unwrap().iter().map(Asked::line).collect()
+    }
+
+    #[tokio::test]
+    async fn requests_are_sent_in_the_order_of_the_plan_with_their_preconditions() {
+        let (client, log) = server(&Guard::new(None), |_| object("x"));
+        let outcome = apply(&client, "ns", plan()).await.unwrap();
+        assert!(outcome.failures.is_empty() && outcome.route.is_some() && outcome.rollout.is_some());
+        assert_eq!(
+            lines(&log),
+            ["PATCH modelrollouts/chat", "POST ns/deployments", "PATCH httproutes/chat", "DELETE deployments/chat-b"]
+        );
+        let log = log.lock().unwrap();
+        assert_eq!(log[2].body[0], json!({"op": "test", "path": "/metadata/uid", "value": "u"}));
+        assert_eq!(log[3].body["preconditions"], json!({"uid": "u", "resourceVersion": "7"}));
+    }
+
+    #[tokio::test]
+    async fn a_quota_does_not_hold_a_route_write_up_and_a_conflict_there_stops_the_rest() {
+        let (client, log) = server(&Guard::new(None), |asked| match asked.method.as_str() {
+            "POST" => refusal(403, "Forbidden", "exceeded quota"),
+            _ => object("x"),
+        });
+        let outcome = apply(&client, "ns", plan()).await.unwrap();
+        assert!(outcome.route.is_some());
+        assert!(outcome.failures[0].contains("exceeded quota"), "{:?}", outcome.failures);
+        assert_eq!(lines(&log).len(), 4);
+
+        let (client, log) = server(&Guard::new(None), |asked| {
+            if asked.path.contains("httproutes") { refusal(422, "Invalid", "the test failed") } else { object("x") }
+        });
+        let error = apply(&client, "ns", plan()).await.unwrap_err();
+        assert_eq!(error.category(), Category::Conflict);
+        assert_eq!(lines(&log).last().unwrap(), "PATCH httproutes/chat", "nothing shrinks");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_taken_is_ours_or_an_orphan_or_an_error() {
+        let found = |owners: Value, rollout: &str| {
+            let rollout = rollout.to_owned();
+            move |asked: &Asked| match asked.method.as_str() {
+                "POST" => refusal(409, "AlreadyExists", "deployments \"chat-a\" already exists"),
+                _ => (
+                    200,
+                    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {
+                        "name": "chat-a", "uid": "d", "resourceVersion": "3", "ownerReferences": owners,
+                        "labels": {label::ROLLOUT: rollout},
+                    }}),
+                ),
+            }
+        };
+        let owner = |uid: &str| json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": true}]);
+        let (client, log) = server(&Guard::new(None), found(owner("mine"), "chat"));
+        send(&client, "ns", &create("chat-a")).await.unwrap();
+        assert_eq!(lines(&log), ["POST ns/deployments", "GET deployments/chat-a"]);
+
+        let (client, log) = server(&Guard::new(None), found(json!([]), "chat"));
+        send(&client, "ns", &create("chat-a")).await.unwrap();
+        let adoption = &log.lock().unwrap()[2];
+        assert_eq!(adoption.line(), "PATCH deployments/chat-a");
+        assert_eq!(adoption.body[1], json!({"op": "test", "path": "/metadata/resourceVersion", "value": "3"}));
+        assert_eq!(adoption.body[2]["value"][0]["uid"], "mine");
+
+        for foreign in [found(owner("theirs"), "chat"), found(json!([]), "other")] {
+            let (client, log) = server(&Guard::new(None), foreign);
+            let error = send(&client, "ns", &create("chat-a")).await.unwrap_err();
+            assert_eq!(error.category(), Category::AlreadyExists);
+            assert_eq!(log.lock().unwrap().len(), 2, "nothing of theirs is touched");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_already_is_done() {
+        let (client, _) = server(&Guard::new(None), |_| refusal(404, "NotFound", "no"));
+        let delete = Action::Delete { uid: "u".into(), resource_version: "7".into() };
+        let gone = Write { kind: Kind::Service, name: "chat-b".into(), action: delete };
+        assert!(send(&client, "ns", &gone).await.unwrap().is_none());
+        assert!(send(&client, "ns", &patch(Kind::Deployment, "chat-b")).await.unwrap().is_none());
+        assert!(send(&client, "ns", &patch(Kind::HttpRoute, "chat")).await.is_err(), "a lost route is no success");
+    }
+}

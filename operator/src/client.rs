@@ -195,3 +195,111 @@ pub fn category(error: &kube::Error) -> Category {
         _ => Category::Transient,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{refusal, server};
+    use axum::{Router, http::StatusCode, routing::any};
+    use k8s_openapi::api::core::v1::Service as KubeService;
+    use kube::{
+        Api,
+        api::{ListParams, PostParams},
+    };
+    use serde_json::json;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    #[tokio::test]
+    async fn a_write_is_not_sent_while_the_fence_is_down_and_reads_are() {
+        let fence = Fence::default();
+        let (client, log) = server(&Guard::new(Some(fence.clone())), |_| {
+            (200, json!({"metadata": {"name": "s"}, "items": [], "apiVersion": "v1", "kind": "Service"}))
+        });
+        let api = Api::<KubeService>::namespaced(client, "ns");
+        let service = KubeService {
+            metadata: kube::api::ObjectMeta { name: Some("s".into()), ..Default::default() },
+            ..Default::default()
+        };
+        let refused = api.create(&PostParams::default(), &service).await.unwrap_err();
+        assert_eq!(category(&refused), Category::Fenced);
+        api.list(&ListParams::default()).await.unwrap();
+        assert_eq!(log.lock().unwrap().len(), 1, "only the list was sent");
+        fence.renew(tokio::time::Instant::now());
+        api.create(&PostParams::default(), &service).await.unwrap();
+        fence.lose();
+        let refused = api.create(&PostParams::default(), &service).await.unwrap_err();
+        assert_eq!(category(&refused), Category::Fenced);
+        assert_eq!(log.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_write_is_sent_once_whatever_the_server_says() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&count);
+        let router = Router::new().fallback(any(move || {
+            seen.fetch_add(1, Ordering::SeqCst);
+            async { (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")], "{}") }
+        }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(axum::serve(listener, router).into_future());
+        let client = fenced(Config::new(format!("http://{address}").parse().unwrap()), None).unwrap();
+        let api = Api::<KubeService>::namespaced(client, "ns");
+        let service = KubeService {
+            metadata: kube::api::ObjectMeta { name: Some("s".into()), ..Default::default() },
+            ..Default::default()
+        };
+        let error = api.create(&PostParams::default(), &service).await.unwrap_err();
+        assert_eq!(category(&error), Category::Transient, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_at_its_deadline_even_in_the_middle_of_its_answer() {
+        let never = tower::service_fn(|_: Request<Body>| async {
+            let body = Answer::from_stream(futures::stream::pending::<Result<axum::body::Bytes, std::io::Error>>());
+            Ok::<_, std::io::Error>(Response::new(body))
+        });
+        let client = Client::new(Guard::new(None).layer(never), "ns");
+        let api = Api::<KubeService>::namespaced(client, "ns");
+        let start = tokio::time::Instant::now();
+        let error = api.get("s").await.unwrap_err();
+        assert!(
+            matches!(&error, kube::Error::Service(source) if source.downcast_ref::<Refused>().is_some()),
+            "{error:?}"
+        );
+        assert_eq!(start.elapsed(), READ_DEADLINE);
+        let start = tokio::time::Instant::now();
+        api.create(&PostParams::default(), &KubeService::default()).await.unwrap_err();
+        assert_eq!(start.elapsed(), WRITE_DEADLINE);
+        assert!(WRITE_DEADLINE < crate::lease::RENEW_DEADLINE);
+    }
+
+    #[tokio::test]
+    async fn answers_are_sorted() {
+        let cases = [
+            (409, "Conflict", "the object has been modified", Category::Conflict),
+            (409, "AlreadyExists", "x", Category::AlreadyExists),
+            (422, "Invalid", "the server rejected our request due to an error in our request", Category::Conflict),
+            (
+                422,
+                "Invalid",
+                "httproutes \"chat\" is forbidden: ValidatingAdmissionPolicy 'bitnet' denied",
+                Category::Denied,
+            ),
+            (403, "Forbidden", "exceeded quota", Category::Denied),
+            (404, "NotFound", "x", Category::NotFound),
+            (429, "TooManyRequests", "x", Category::Transient),
+            (500, "InternalError", "x", Category::Transient),
+        ];
+        for (code, reason, message, wanted) in cases {
+            let (client, _) = server(&Guard::new(None), move |_| refusal(code, reason, message));
+            let error = Api::<KubeService>::namespaced(client, "ns").get("s").await.unwrap_err();
+            assert_eq!(category(&error), wanted, "{code} {reason}");
+        }
+    }
+}

@@ -237,3 +237,132 @@ fn ours(found: &Lease, claim: &Claim, duration: Duration) -> Lease {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        client::Guard,
+        fake::{Asked, Log, refusal, server},
+    };
+    use axum::http::Method;
+    use serde_json::{Value, json};
+    use std::sync::Mutex;
+
+    type Stored = Arc<Mutex<Option<Value>>>;
+
+    /// A server with one Lease and real preconditions.
+    fn lease_server(stored: &Stored, down: &Arc<AtomicBool>) -> (Client, Log) {
+        let (stored, down) = (Arc::clone(stored), Arc::clone(down));
+        server(&Guard::new(None), move |asked: &Asked| {
+            if down.load(Ordering::SeqCst) {
+                return refusal(503, "ServiceUnavailable", "down");
+            }
+            let mut stored = stored.lock().unwrap();
+            let version = stored
+                .as_ref()
+                .map_or(0, |lease| lease["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap());
+            let mut next = asked.body.clone();
+            match asked.method {
+                Method::GET => {
+                    return stored.clone().map_or_else(|| refusal(404, "NotFound", "no"), |lease| (200, lease));
+                }
+                Method::POST if stored.is_some() => return refusal(409, "AlreadyExists", "there"),
+                Method::PUT if asked.body["metadata"]["resourceVersion"] != json!(version.to_string()) => {
+                    return refusal(409, "Conflict", "modified");
+                }
+                _ => {}
+            }
+            next["metadata"]["resourceVersion"] = json!((version + 1).to_string());
+            *stored = Some(next.clone());
+            (200, next)
+        })
+    }
+
+    fn claim(identity: &str) -> Claim {
+        Claim { namespace: "ns".into(), name: "lease".into(), identity: identity.into() }
+    }
+
+    fn held_by(stored: &Stored) -> String {
+        stored.lock().unwrap().as_ref().unwrap()["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_process_waits_until_the_first_has_been_silent_for_the_whole_duration() {
+        let (stored, up) = (Stored::default(), Arc::new(AtomicBool::new(false)));
+        let first_down = Arc::new(AtomicBool::new(false));
+        let (first, _) = lease_server(&stored, &first_down);
+        let (second, _) = lease_server(&stored, &up);
+        let (one, two) = (Fence::default(), Fence::default());
+        let leader = tokio::spawn({
+            let one = one.clone();
+            async move { hold(first, &claim("one"), &one).await }
+        });
+        one.acquired().await;
+        let follower = tokio::spawn({
+            let two = two.clone();
+            async move { hold(second, &claim("two"), &two).await }
+        });
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert!(one.holds() && !two.holds());
+        assert_eq!(held_by(&stored), "one");
+
+        first_down.store(true, Ordering::SeqCst);
+        let silent = Instant::now();
+        let lost = leader.await.unwrap();
+        assert!(matches!(lost, Lost::NotRenewed(Some(_))), "{lost:?}");
+        assert!(!one.holds(), "the fence is down before anybody else may lead");
+        assert!(silent.elapsed() <= RENEW_DEADLINE + PERIOD, "{:?}", silent.elapsed());
+        assert!(!two.holds());
+        two.acquired().await;
+        assert!(silent.elapsed() >= DURATION - PERIOD, "{:?}", silent.elapsed());
+        assert!(silent.elapsed() <= DURATION + 2 * PERIOD, "{:?}", silent.elapsed());
+        assert_eq!(held_by(&stored), "two");
+        follower.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seized_lease_is_noticed_and_a_released_one_is_free_at_once() {
+        let (stored, up) = (Stored::default(), Arc::new(AtomicBool::new(false)));
+        let (client, _) = lease_server(&stored, &up);
+        let fence = Fence::default();
+        let leader = tokio::spawn({
+            let (client, fence) = (client.clone(), fence.clone());
+            async move { hold(client, &claim("one"), &fence).await }
+        });
+        fence.acquired().await;
+        seize(client.clone(), &claim("detach"), Duration::from_mins(2)).await.unwrap();
+        let lost = leader.await.unwrap();
+        assert!(matches!(&lost, Lost::Taken(by) if by == "detach"), "{lost:?}");
+        assert!(!fence.holds());
+
+        let held = Fence::default();
+        held.renew(Instant::now());
+        release(client.clone(), &claim("detach"), &held).await;
+        assert_eq!(held_by(&stored), "");
+        let next = Fence::default();
+        let start = Instant::now();
+        let leader = tokio::spawn({
+            let next = next.clone();
+            async move { hold(client, &claim("two"), &next).await }
+        });
+        next.acquired().await;
+        assert!(start.elapsed() < PERIOD);
+        leader.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_fence_falls_by_itself() {
+        let fence = Fence::default();
+        assert!(!fence.holds());
+        fence.renew(Instant::now());
+        tokio::time::advance(RENEW_DEADLINE.saturating_sub(Duration::from_millis(1))).await;
+        assert!(fence.holds());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!fence.holds());
+        fence.renew(Instant::now());
+        fence.lose();
+        fence.renew(Instant::now());
+        assert!(!fence.holds(), "a lost lease never comes back within a process");
+    }
+}

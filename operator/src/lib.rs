@@ -15,6 +15,8 @@ pub mod controller;
 pub mod counters;
 pub mod detach;
 pub mod events;
+#[cfg(test)]
+mod fake;
 pub mod lease;
 pub mod metrics;
 pub mod observe;

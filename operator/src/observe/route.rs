@@ -111,7 +111,7 @@ pub(super) fn read(rollout: &Rollout, object: Option<DynamicObject>, rivals: &[R
         None => older_claim(rollout, rivals),
     };
     let owned = object.metadata.owner_references.iter().flatten().any(|owner| owner.uid == rollout.uid);
-    let rule = rule_index(rollout, &object, owned);
+    let rule = rule_index(rollout, &object);
     let index = *rule.as_ref().unwrap_or(&0);
     let view = RouteView::new(Some(object), index);
     if let Some(name) = in_use {
@@ -153,13 +153,10 @@ fn older_claim(rollout: &Rollout, rivals: &[Rival]) -> Option<String> {
     rivals.iter().find(|rival| rival.older && rival.route == route).map(|rival| rival.name.clone())
 }
 
-fn rule_index(rollout: &Rollout, object: &DynamicObject, owned: bool) -> Result<usize, String> {
+fn rule_index(rollout: &Rollout, object: &DynamicObject) -> Result<usize, String> {
     let none = Vec::new();
     let rules = object.data["spec"]["rules"].as_array().unwrap_or(&none);
     match &rollout.route {
-        RouteTarget::Own { .. } if !owned => {
-            Err("an HTTPRoute of this rollout's name exists and belongs to someone else: delete it, rename the rollout, or adopt it with route.httpRoute".into())
-        }
         RouteTarget::Own { .. } if rules.is_empty() => Err("the HTTPRoute has no rule".into()),
         RouteTarget::Own { .. } => Ok(0),
         RouteTarget::Adopt { rule: Some(name), .. } => {

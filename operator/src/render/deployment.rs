@@ -157,11 +157,10 @@ fn arguments(rollout: &Rollout, serving: &Serving) -> Vec<String> {
     flag("rollout", rollout.name.clone());
     flag("revision", serving.revision.0.clone());
     flag("probes", format!("{PROBES}/{}", rollout.gate.probes.key));
-    flag("precision", serving.precision.clone());
     flag("max-batch", settings.max_batch.to_string());
     flag("batch-wait", format!("{}ms", settings.batch_wait.0));
     if let Some(tokens) = settings.context_length {
-        flag("context-length", tokens.to_string());
+        flag("context", tokens.to_string());
     }
     if let Source::Claim { digest, .. } = &serving.source {
         flag("digest", digest.clone());

@@ -103,7 +103,7 @@ pub struct Objects<Stage> {
     pub release: Option<Write>,
     /// The verdict that the route write carries.
     pub verdict: Option<Verdict>,
-    stage: PhantomData<Stage>,
+    pub(crate) stage: PhantomData<Stage>,
 }
 
 impl<Stage> Objects<Stage> {
