@@ -1,0 +1,68 @@
+{{- /* Full name: names of cluster-wide objects are made from it, so two releases in a cluster need two full names. */ -}}
+{{- define "bitnet.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "bitnet.serviceAccount" -}}
+{{- default (include "bitnet.fullname" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- /* The operator as the API server sees it. */ -}}
+{{- define "bitnet.user" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "bitnet.serviceAccount" . }}
+{{- end -}}
+
+{{- define "bitnet.selector" -}}
+app.kubernetes.io/name: bitnet-rollouts-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "bitnet.labels" -}}
+{{ include "bitnet.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: bitnet-rollouts
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- /* An image by digest, else by tag, else by the chart's appVersion: (list . .Values.image). */ -}}
+{{- define "bitnet.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- /* What operator and detach job have in common. */ -}}
+{{- define "bitnet.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "bitnet.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "bitnet.env" -}}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+- {name: BITNET_LEASE_IDENTITY, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: BITNET_LOG_FORMAT, value: {{ .Values.logFormat | quote }}}
+- {name: RUST_LOG, value: {{ .Values.log | quote }}}
+{{- end -}}
