@@ -185,9 +185,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn peer(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, address)) if !name.is_empty() && address.contains(':') => {
-            Ok((name.to_owned(), address.to_owned()))
-        }
+        Some((name, address)) if !name.is_empty() && address.contains(':') => Ok((name.to_owned(), address.to_owned())),
         _ => Err("write NAME=HOST:PORT".to_owned()),
     }
 }
@@ -199,8 +197,8 @@ mod tests {
     #[test]
     fn durations_have_units() {
         assert_eq!(duration("10ms"), Ok(Duration::from_millis(10)));
-        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("60s"), Ok(Duration::from_mins(1)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         for bad in ["10", "s", "-1s", "1.5s", "1h", ""] {
             assert!(duration(bad).is_err(), "{bad}");
         }

@@ -41,8 +41,7 @@ pub fn seed(uid: &str, attempt: u32, tick: u32) -> u64 {
 /// The draws of `request` from a set of `size` prompts, `size` at least 1.
 pub fn draws(request: &CompareRequest, size: usize) -> Draws {
     let mut random = Random::from_seed(seed(&request.uid, request.attempt, request.tick));
-    let probes =
-        (0..request.probes).map(|_| Probe { prompt: random.below(size), positions: random.bits() }).collect();
+    let probes = (0..request.probes).map(|_| Probe { prompt: random.below(size), positions: random.bits() }).collect();
     let pairs = (0..request.pairs)
         .map(|_| PairOrder { prompt: random.below(size), candidate_first: random.below(2) == 0 })
         .collect();
@@ -87,7 +86,8 @@ mod tests {
     fn the_seed_fixes_the_draws_and_each_of_its_parts_changes_them() {
         assert_eq!(draws(&request(1), 100), draws(&request(1), 100));
         assert_ne!(draws(&request(1), 100).probes, draws(&request(2), 100).probes);
-        let seeds = [seed("a", 1, 1), seed("b", 1, 1), seed("a", 2, 1), seed("a", 1, 2), seed("a", 11, 1), seed("a", 1, 11)];
+        let seeds =
+            [seed("a", 1, 1), seed("b", 1, 1), seed("a", 2, 1), seed("a", 1, 2), seed("a", 11, 1), seed("a", 1, 11)];
         let mut unique = seeds.to_vec();
         unique.sort_unstable();
         unique.dedup();

@@ -176,9 +176,7 @@ impl Bench<'_> {
     async fn generate_here(&self, prompt: &[u32]) -> Generation {
         let count = self.request.pair_tokens as usize;
         match self.engine.generate(prompt.to_vec(), count, Vec::new(), self.limit).await {
-            Ok(done) => {
-                Generation { ok: done.is_whole(count), ttft: done.ttft, tpot: done.tpot, alone: done.alone }
-            }
+            Ok(done) => Generation { ok: done.is_whole(count), ttft: done.ttft, tpot: done.tpot, alone: done.alone },
             Err(_) => FAILED,
         }
     }

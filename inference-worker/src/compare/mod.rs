@@ -81,7 +81,8 @@ impl Comparer {
         peers: &PeerSettings,
     ) -> Self {
         let limit = peers.limit;
-        let peers = Peers::new(peers).inspect_err(|error| tracing::error!(error = %error, "no HTTP client for peers")).ok();
+        let peers =
+            Peers::new(peers).inspect_err(|error| tracing::error!(error = %error, "no HTTP client for peers")).ok();
         Self {
             engine,
             text,

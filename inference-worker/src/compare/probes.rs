@@ -49,7 +49,9 @@ pub enum ProbeError {
     #[error("the probe file {} is larger than {MAX_BYTES} bytes", .0.display())]
     TooLarge(PathBuf),
     /// A line is not a probe.
-    #[error("line {line} of the probe file is not a probe: write {{\"prompt\": \"…\"}} or {{\"messages\": […]}}, not both, one object per line")]
+    #[error(
+        "line {line} of the probe file is not a probe: write {{\"prompt\": \"…\"}} or {{\"messages\": […]}}, not both, one object per line"
+    )]
     Line {
         /// Counted from 1.
         line: usize,
@@ -93,7 +95,7 @@ impl Probes {
         if lines.is_empty() {
             return Err(ProbeError::Empty);
         }
-        let hash = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let hash = Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         Ok(Self { set: ProbeSet { hash, size: lines.len() as u32 }, lines })
     }
 

@@ -53,12 +53,7 @@ impl Engine {
     }
 
     /// Logits `[positions, vocabulary]` of `tokens` under teacher forcing; `positions` not empty, each within `tokens`.
-    pub async fn score(
-        &self,
-        tokens: Vec<u32>,
-        positions: Vec<u32>,
-        limit: Duration,
-    ) -> Result<Vec<f32>, AskError> {
+    pub async fn score(&self, tokens: Vec<u32>, positions: Vec<u32>, limit: Duration) -> Result<Vec<f32>, AskError> {
         let mut events = self.ask(tokens, Work::Score { positions }, Instant::now())?;
         let following = async move {
             while let Some(event) = events.recv().await {

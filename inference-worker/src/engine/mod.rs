@@ -140,9 +140,10 @@ impl Drop for Farewell<'_> {
 }
 
 fn run<N: Network>(network: N, options: Options, shared: &Shared) {
-    let _farewell = Farewell(shared);
     let mut batch = Batch::new(network, options.prefill_chunk);
     let mut density = Density::new(options.batch_wait);
+    // Dropped first: who hears that its job is gone finds a queue that takes no more.
+    let _farewell = Farewell(shared);
     loop {
         if batch.len() == 0 {
             let Some(first) = shared.queue.wait() else { return };

@@ -221,7 +221,9 @@ fn a_lone_request_never_waits_for_company_but_a_burst_does() {
             generate(&engine, &[1], 1, &[])
         })
         .collect();
-    all.into_iter().for_each(|events| assert_eq!(collect(events).tokens, [2]));
+    for events in all {
+        assert_eq!(collect(events).tokens, [2]);
+    }
     let largest = sizes.lock().unwrap().iter().map(Vec::len).max().unwrap();
     assert!(largest > 3, "requests of one window share a pass: {:?}", sizes.lock().unwrap());
 }

@@ -294,10 +294,10 @@ mod tests {
         late.token(1, Instant::now());
         late.fail(ErrorClass::Timeout);
         let counters = balanced(&account);
-        let wanted =
-            ErrorCounts { server: 1, overloaded: 1, timeout: 2, broken_stream: 1, non_finite: 1, fallback: 0 };
+        let wanted = ErrorCounts { server: 1, overloaded: 1, timeout: 2, broken_stream: 1, non_finite: 1, fallback: 0 };
         assert_eq!(counters.errors, wanted);
-        let overflow = |buckets: &Buckets| buckets.0.iter().filter(|b| b.0 == bitnet_api::worker::OVERFLOW_BUCKET).count();
+        let overflow =
+            |buckets: &Buckets| buckets.0.iter().filter(|b| b.0 == bitnet_api::worker::OVERFLOW_BUCKET).count();
         assert_eq!((overflow(&counters.ttft), overflow(&counters.tpot)), (1, 1));
     }
 

@@ -109,7 +109,8 @@ impl Answer {
                     return self.fail(error, class);
                 }
                 None => {
-                    let error = ApiError::internal("engine_stopped", "the engine stopped before the answer was complete");
+                    let error =
+                        ApiError::internal("engine_stopped", "the engine stopped before the answer was complete");
                     return self.fail(error, ErrorClass::Server);
                 }
             }
@@ -150,14 +151,14 @@ impl Answer {
 
 /// Finds stop strings in text that comes in pieces, and holds back what may become one.
 struct Stops {
-    stops: Vec<String>,
+    strings: Vec<String>,
     held: String,
     hit: bool,
 }
 
 impl Stops {
     fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new(), hit: false }
+        Self { strings: stops, held: String::new(), hit: false }
     }
 
     /// Text that can be shown now: everything before a stop string, or all but an end that may begin one.
@@ -166,14 +167,14 @@ impl Stops {
             return String::new();
         }
         self.held.push_str(text);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        let found = self.strings.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
         let cut = if let Some(at) = found {
             self.hit = true;
             at
         } else {
             let open = |at: &usize| {
                 let end = &self.held[*at..];
-                self.stops.iter().any(|stop| stop.starts_with(end))
+                self.strings.iter().any(|stop| stop.starts_with(end))
             };
             self.held.char_indices().map(|(at, _)| at).find(open).unwrap_or(self.held.len())
         };

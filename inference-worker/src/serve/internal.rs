@@ -86,7 +86,7 @@ async fn score(State(worker): State<Arc<Worker>>, body: Body) -> Answer<Response
         let message = format!("`positions` has {p}, but there are {} tokens; each must be below that", tokens.len());
         return Err(InternalError::invalid(message));
     }
-    let scores = loaded.engine.score(tokens, positions, WORK_TIME).await.map_err(unanswered)?;
+    let scores = loaded.engine.score(tokens, positions, WORK_TIME).await.map_err(|error| unanswered(&error))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], halves::encode(&scores)).into_response())
 }
 
@@ -103,7 +103,8 @@ async fn generate(State(worker): State<Arc<Worker>>, body: Body) -> Answer<Json<
     }
     let stop = if forced { Vec::new() } else { loaded.identity.eos.clone() };
     let asked = if cached { prompt.clone() } else { Vec::new() };
-    let done = loaded.engine.generate(prompt, tokens as usize, stop, WORK_TIME).await.map_err(unanswered)?;
+    let done =
+        loaded.engine.generate(prompt, tokens as usize, stop, WORK_TIME).await.map_err(|error| unanswered(&error))?;
     if cached && done.non_finite == 0 {
         loaded.continuations.put(&asked, tokens, done.tokens.clone());
     }
@@ -117,9 +118,9 @@ fn result(worker: &Worker, tokens: Vec<u32>, ttft: f64, tpot: f64, alone: bool, 
 }
 
 fn loaded(worker: &Worker) -> Answer<&Loaded> {
-    worker.loaded().ok_or_else(|| {
-        InternalError::new(StatusCode::SERVICE_UNAVAILABLE, "loading", NotReady::Loading.text())
-    })
+    worker
+        .loaded()
+        .ok_or_else(|| InternalError::new(StatusCode::SERVICE_UNAVAILABLE, "loading", NotReady::Loading.text()))
 }
 
 async fn read<T: DeserializeOwned>(body: Body) -> Answer<T> {
@@ -155,7 +156,7 @@ fn check_tokens(name: &str, tokens: &[u32], loaded: &Loaded, room: usize) -> Ans
     Ok(())
 }
 
-fn unanswered(error: AskError) -> InternalError {
+fn unanswered(error: &AskError) -> InternalError {
     let (status, code) = match error {
         AskError::Refused(Refused::Full) => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
         AskError::Refused(Refused::Stopped) | AskError::Died => (StatusCode::SERVICE_UNAVAILABLE, "engineStopped"),

@@ -95,7 +95,12 @@ impl Metrics {
     fn register(&self, to: &mut Registry) {
         for (ours, theirs, help, histogram) in [
             ("time_to_first_token_seconds", "time_to_first_token_seconds", "Arrival to first token", &self.ttft),
-            ("inter_token_latency_seconds", "inter_token_latency_seconds", "Time between two tokens", &self.inter_token),
+            (
+                "inter_token_latency_seconds",
+                "inter_token_latency_seconds",
+                "Time between two tokens",
+                &self.inter_token,
+            ),
             ("request_latency_seconds", "e2e_request_latency_seconds", "Arrival to the end of the answer", &self.whole),
             ("request_queue_time_seconds", "request_queue_time_seconds", "Arrival to first forward pass", &self.queued),
         ] {

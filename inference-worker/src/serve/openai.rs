@@ -16,6 +16,8 @@ const MAX_STOP_BYTES: usize = 256;
 /// OpenAI's default for completions.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
+const ONE_PROMPT: &str = "one prompt per request; send several requests, they are batched here";
+
 /// Body of `POST /v1/completions`. No `Debug`, here and below: prompts stay out of logs.
 #[derive(Deserialize)]
 pub(crate) struct CompletionRequest {
@@ -147,17 +149,16 @@ fn completion(request: CompletionRequest, text: &Text, limits: Limits) -> Result
     refuse("suffix", suffix.is_some_and(|s| !s.is_empty()), "there is no insertion; leave it out")?;
     refuse("best_of", best_of.is_some_and(|n| n > 1), "one answer is generated; set it to 1")?;
     refuse("logprobs", logprobs.is_some_and(|v| !v.is_null()), "log probabilities are not given; leave it out")?;
-    const ONE: &str = "one prompt per request; send several requests, they are batched here";
     let prompt = match prompt {
         Prompt::Text(one) => encode(text.encode(&one))?,
         Prompt::Tokens(ids) => ids,
         Prompt::Texts(mut many) => match (many.pop(), many.is_empty()) {
             (Some(one), true) => encode(text.encode(&one))?,
-            _ => return Err(ApiError::unsupported("prompt", ONE)),
+            _ => return Err(ApiError::unsupported("prompt", ONE_PROMPT)),
         },
         Prompt::Batches(mut many) => match (many.pop(), many.is_empty()) {
             (Some(one), true) => one,
-            _ => return Err(ApiError::unsupported("prompt", ONE)),
+            _ => return Err(ApiError::unsupported("prompt", ONE_PROMPT)),
         },
     };
     let wanted = Some(common.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
@@ -165,8 +166,16 @@ fn completion(request: CompletionRequest, text: &Text, limits: Limits) -> Result
 }
 
 fn chat(request: ChatRequest, text: &Text, limits: Limits) -> Result<Ask, ApiError> {
-    let ChatRequest { messages, common, max_completion_tokens, logprobs, top_logprobs, tools, functions, response_format } =
-        request;
+    let ChatRequest {
+        messages,
+        common,
+        max_completion_tokens,
+        logprobs,
+        top_logprobs,
+        tools,
+        functions,
+        response_format,
+    } = request;
     refuse("logprobs", logprobs == Some(true), "log probabilities are not given; leave it out")?;
     refuse("top_logprobs", top_logprobs.is_some_and(|n| n > 0), "log probabilities are not given; leave it out")?;
     refuse("tools", tools.is_some_and(|t| !t.is_empty()), "tools are not called; leave it out")?;
@@ -221,13 +230,7 @@ fn refuse(param: &'static str, refused: bool, why: &str) -> Result<(), ApiError>
     if refused { Err(ApiError::unsupported(param, format!("`{param}` is not supported: {why}"))) } else { Ok(()) }
 }
 
-fn check(
-    kind: Kind,
-    prompt: Vec<u32>,
-    wanted: Option<u32>,
-    common: Common,
-    limits: Limits,
-) -> Result<Ask, ApiError> {
+fn check(kind: Kind, prompt: Vec<u32>, wanted: Option<u32>, common: Common, limits: Limits) -> Result<Ask, ApiError> {
     refuse("n", common.n.is_some_and(|n| n != 1), "one answer is generated; set it to 1")?;
     refuse("logit_bias", common.logit_bias.is_some_and(|b| !b.is_empty()), "logits are not biased; leave it out")?;
     for (name, value) in

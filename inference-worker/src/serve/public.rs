@@ -127,13 +127,7 @@ async fn parse(worker: &Arc<Worker>, loaded: &Loaded, kind: Kind, body: Bytes) -
     })
 }
 
-fn submit(
-    worker: &Worker,
-    loaded: &Loaded,
-    ask: Ask,
-    ticket: Ticket,
-    arrival: Instant,
-) -> Result<Answer, ApiError> {
+fn submit(worker: &Worker, loaded: &Loaded, ask: Ask, ticket: Ticket, arrival: Instant) -> Result<Answer, ApiError> {
     let Ask { prompt, max_tokens, sampling, stops, .. } = ask;
     let work = Work::Generate { max_tokens, sampling, stop: loaded.identity.eos.clone() };
     let (job, events) = Job::new(Class::Live, prompt, work, arrival);
@@ -169,7 +163,7 @@ impl Reply {
         }
     }
 
-    fn object(&self, chunk: bool, choices: Value) -> Value {
+    fn object(&self, chunk: bool, choices: &Value) -> Value {
         let object = match (self.kind, chunk) {
             (Kind::Completion, _) => "text_completion",
             (Kind::Chat, false) => "chat.completion",
@@ -194,7 +188,7 @@ impl Reply {
                 "finish_reason": reason,
             }),
         };
-        let mut object = self.object(false, json!([choice]));
+        let mut object = self.object(false, &json!([choice]));
         object["usage"] = self.usage(end);
         object
     }
@@ -213,7 +207,7 @@ impl Reply {
     }
 
     pub(super) fn usage_chunk(&self, end: End) -> Value {
-        let mut object = self.object(true, json!([]));
+        let mut object = self.object(true, &json!([]));
         object["usage"] = self.usage(end);
         object
     }
@@ -224,7 +218,7 @@ impl Reply {
             Kind::Completion => json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}),
             Kind::Chat => json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}),
         };
-        let mut object = self.object(true, json!([choice]));
+        let mut object = self.object(true, &json!([choice]));
         if self.include_usage {
             object["usage"] = Value::Null;
         }

@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+/// The first pass of a large model reads its weights from the disk.
+const WARM_UP_TIME: Duration = Duration::from_mins(10);
+
 /// How to serve; see the command line for the meaning of each.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -42,7 +45,9 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The directory does not have the digest that was given.
-    #[error("DigestMismatch: expected {expected} found {found}; mount the model that the digest was taken of, or correct the digest")]
+    #[error(
+        "DigestMismatch: expected {expected} found {found}; mount the model that the digest was taken of, or correct the digest"
+    )]
     DigestMismatch {
         /// As given.
         expected: String,
@@ -205,7 +210,7 @@ impl Worker {
         let Some(loaded) = self.loaded.get() else { return Ok(()) };
         let tokens = loaded.limits().context.saturating_sub(1).min(4);
         if tokens > 0 {
-            let limit = Duration::from_secs(600);
+            let limit = WARM_UP_TIME;
             let first = loaded.engine.generate(vec![0], tokens, Vec::new(), limit).await.map_err(StartError::WarmUp)?;
             if first.non_finite > 0 {
                 // Serving goes on: what such a model answers is counted, and the rollout decides about it.

@@ -1,0 +1,147 @@
+//! What the server's tests share: tiny models, a scripted network, and workers on loopback.
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses its part")]
+
+mod log;
+mod scripted;
+mod tiny;
+
+pub use log::{capture_log, captured_log};
+pub use scripted::{BREAKS, FALLS, SLOW, Scripted, WAITS};
+pub use tiny::{EOS, VOCABULARY, damage, tiny_model, tiny_tokenizer};
+
+use inference_worker::compare::PeerSettings;
+use inference_worker::engine::{self, Engine};
+use inference_worker::model::Text;
+use inference_worker::serve::{Facts, ServeError, Server, Settings, Stop, Worker};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Settings for tests: no rollout, short times.
+pub fn settings(model: &Path) -> Settings {
+    Settings {
+        model: model.to_owned(),
+        revision: "chat-abcdefg234".to_owned(),
+        rollout: None,
+        probes: None,
+        digest: None,
+        context: None,
+        engine: engine::Options::default(),
+        request_timeout: Duration::from_secs(10),
+        drain: Duration::from_secs(2),
+        peers: PeerSettings::default(),
+    }
+}
+
+/// A worker that answers from a script, with its directory (a tokenizer needs one).
+pub struct Fake {
+    pub worker: Arc<Worker>,
+    pub engine: Engine,
+    _dir: tempfile::TempDir,
+}
+
+/// A ready worker whose model answers `script`, see [`Scripted`].
+pub async fn fake(script: &str, change: impl FnOnce(&mut Settings)) -> Fake {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    tiny_tokenizer(dir.path());
+    let mut settings = settings(dir.path());
+    change(&mut settings);
+    let text = Text::load(dir.path()).expect("the tokenizer loads");
+    let facts = Facts {
+        vocabulary: VOCABULARY,
+        context: 256,
+        eos: vec![EOS],
+        digest: "0".repeat(64),
+        precision: "fp16".to_owned(),
+        kernel: "scripted".to_owned(),
+    };
+    let script = text.encode(script).expect("the script has tokens");
+    let engine = Engine::start(Scripted::new(script), settings.engine).expect("a thread");
+    let worker = Worker::new(settings);
+    worker.install(engine.clone(), text, facts);
+    worker.warm_up().await.expect("the script runs");
+    Fake { worker, engine, _dir: dir }
+}
+
+/// A worker that listens on loopback.
+pub struct Running {
+    pub public: SocketAddr,
+    pub internal: SocketAddr,
+    pub worker: Arc<Worker>,
+    stop: Option<oneshot::Sender<Stop>>,
+    pub task: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// Serves `worker` on free ports; returns when it is ready.
+    pub async fn start(worker: Arc<Worker>) -> Self {
+        let loopback: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let server = Server::bind(Arc::clone(&worker), loopback, loopback).await.expect("free ports");
+        let (public, internal) = server.addresses().expect("open ports");
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async move { stopped.await.unwrap_or(Stop::Now) };
+        let task = tokio::spawn(server.run(stopped));
+        let running = Self { public, internal, worker, stop: Some(stop), task };
+        for _ in 0..2000 {
+            if running.get("/readyz").await.status() == 200 {
+                return running;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the worker did not become ready");
+    }
+
+    pub fn stop(&mut self, how: Stop) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(how);
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        let address = if path.starts_with("/internal") { self.internal } else { self.public };
+        format!("http://{address}{path}")
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        client().get(self.url(path)).send().await.expect("an answer")
+    }
+
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> reqwest::Response {
+        client().post(self.url(path)).json(body).send().await.expect("an answer")
+    }
+
+    pub async fn post_json<T: serde::de::DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> T {
+        let response = self.post(path, body).await;
+        assert_eq!(response.status(), 200, "{path}");
+        response.json().await.expect("the documented answer")
+    }
+
+    pub async fn counters(&self) -> bitnet_api::worker::Counters {
+        self.get(bitnet_api::worker::COUNTERS_PATH).await.json().await.expect("counters")
+    }
+}
+
+/// A client that neither retries nor keeps connections.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([])
+        .pool_max_idle_per_host(0)
+        .timeout(Duration::from_secs(30))
+        .build()
+        .expect("a client")
+}
+
+/// Waits until `done`, at most five seconds.
+pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{what} did not come");
+}
