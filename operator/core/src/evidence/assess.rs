@@ -20,8 +20,8 @@ struct Part<'a> {
 }
 
 impl Evidence {
-    pub(super) fn assess(&self, gate: &Gate, rules: &Rules, trip: Option<String>) -> Assessment {
-        let ln_e = self.ln_rollback(rules);
+    /// `ln_e`: of the rollback tests in the order of [`SignalKind::ALL`]; `trip`: why the wire tripped in this tick.
+    pub(super) fn assess(&self, gate: &Gate, rules: &Rules, ln_e: &[f64; 4], trip: Option<String>) -> Assessment {
         let signals = vec![
             self.cosine(rules, ln_e[0]),
             self.tail(rules, ln_e[1]),
@@ -46,7 +46,7 @@ impl Evidence {
             no_traffic: self.traffic.none,
             history_pending: self.history.rate.is_none(),
             missing,
-            ln_rollback: combine::ln_rollback(&ln_e),
+            ln_rollback: combine::ln_rollback(ln_e),
             exposed_requests: self.traffic.exposed,
         }
     }

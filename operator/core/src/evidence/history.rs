@@ -1,7 +1,7 @@
 use super::{
     Gate, Histogram, LiveArm, Tick,
     codec::{CodecError, Reader, Writer},
-    traffic::{Counts, live, sane},
+    traffic::{Arms, Counts, sane},
 };
 use crate::stats::{
     histogram::{FIRST, OVERFLOW, Window},
@@ -64,11 +64,26 @@ impl History {
     }
 
     /// Takes a tick after its counts were tested: what it completes is in force from the next tick on.
-    pub(super) fn step(&mut self, gate: &Gate, tick: &Tick, ticks: u32, pairs: Option<Counts>) -> Option<Edges> {
-        if self.rate.is_some() { self.refresh(tick) } else { self.fill(gate, tick, ticks, pairs) }
+    pub(super) fn step(
+        &mut self,
+        gate: &Gate,
+        tick: &Tick,
+        ticks: u32,
+        arms: Option<Arms>,
+        pairs: Option<Counts>,
+    ) -> Option<Edges> {
+        let stable = arms.map(|arms| arms.1);
+        if self.rate.is_some() { self.refresh(tick, stable) } else { self.fill(gate, tick, ticks, stable, pairs) }
     }
 
-    fn fill(&mut self, gate: &Gate, tick: &Tick, ticks: u32, pairs: Option<Counts>) -> Option<Edges> {
+    fn fill(
+        &mut self,
+        gate: &Gate,
+        tick: &Tick,
+        ticks: u32,
+        stable: Option<&LiveArm>,
+        pairs: Option<Counts>,
+    ) -> Option<Edges> {
         let total = tick.stable_total.as_ref().filter(|(arm, age)| !self.taken && sane_total(arm) && *age >= 0.0);
         if let Some((arm, age)) = total {
             // Cumulative: whatever was collected before is in it.
@@ -77,7 +92,7 @@ impl History {
             self.seconds = age.min(1e12);
             self.collecting = Some(Collecting::default());
             self.collect(arm, tick.seed);
-        } else if let Some((_, stable)) = live(tick) {
+        } else if let Some(stable) = stable {
             let seconds = tick.live.as_ref().map_or(0.0, |l| l.2);
             self.stable.0 += stable.errors;
             self.stable.1 += stable.requests;
@@ -105,12 +120,11 @@ impl History {
         Some(Edges { windows: windows(&collected), current: false })
     }
 
-    fn refresh(&mut self, tick: &Tick) -> Option<Edges> {
+    fn refresh(&mut self, tick: &Tick, stable: Option<&LiveArm>) -> Option<Edges> {
         if self.collecting.is_none() || tick.weight.is_none_or(|w| w >= 100) {
             return None;
         }
-        let (_, stable) = live(tick)?;
-        self.collect(stable, tick.seed);
+        self.collect(stable?, tick.seed);
         self.collecting.as_ref().filter(|c| c.requests >= REQUESTS)?;
         let collected = self.collecting.take().unwrap_or_default();
         Some(Edges { windows: windows(&collected), current: true })

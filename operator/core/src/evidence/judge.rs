@@ -9,7 +9,7 @@ use super::{
     paired::Paired,
     quality::Quality,
     rules::Rules,
-    traffic::{Counts, Preflight, Traffic, live},
+    traffic::{Arms, Counts, Preflight, Traffic, live},
 };
 use crate::stats::logspace::log_add_exp;
 
@@ -95,7 +95,7 @@ impl Evidence {
         }
         let rules = Rules::of(gate, self.reconfigured);
         if tick.number <= self.last_number {
-            return self.assess(gate, &rules, None);
+            return self.assess(gate, &rules, &self.ln_rollback(&rules), None);
         }
         self.last_number = tick.number;
         self.ticks = self.ticks.saturating_add(1);
@@ -107,15 +107,16 @@ impl Evidence {
             self.live.weight_changed();
             self.errors.drop_blocks();
         }
-        self.traffic.step(gate, tick);
+        let arms = live(tick);
+        self.traffic.step(gate, tick, arms);
 
         let probes = tick.probes.as_ref();
         let prompts = self.quality.step(&rules, self.ticks, probes, gate.probes.per_tick);
         let pairs = probes.map_or(&[][..], |p| &p.pairs[..p.pairs.len().min(gate.probes.pairs as usize)]);
         self.paired.step(&rules, self.ticks, pairs, Load::of(tick));
         let generations = self.stand_in(gate, tick, Counts::of_pairs(pairs));
-        self.step_live(&rules, gate, tick, generations);
-        if let Some(edges) = self.history.step(gate, tick, self.ticks, generations) {
+        self.step_live(&rules, gate, tick, arms, generations);
+        if let Some(edges) = self.history.step(gate, tick, self.ticks, arms, generations) {
             self.live.refresh(edges.windows, edges.current);
         }
 
@@ -126,7 +127,7 @@ impl Evidence {
         if self.rejected.is_none() && combined >= rules.rollback_bound {
             self.rejected = Some((SignalKind::ALL[combine::reason(&ln_e)], combined));
         }
-        self.assess(gate, &rules, trip)
+        self.assess(gate, &rules, &ln_e, trip)
     }
 
     /// What the evidence says as it stands, without a new tick. A tripped wire is a finding of its tick alone and not
@@ -137,7 +138,8 @@ impl Evidence {
             changed.reconfigure(gate);
             return changed.summary(gate);
         }
-        self.assess(gate, &Rules::of(gate, self.reconfigured), None)
+        let rules = Rules::of(gate, self.reconfigured);
+        self.assess(gate, &rules, &self.ln_rollback(&rules), None)
     }
 
     /// The pairs' generations, where they stand in for requests: an arm is without traffic and the gate says so.
@@ -153,9 +155,9 @@ impl Evidence {
     }
 
     /// Errors and latency of live requests, tested with what history knew before this tick.
-    fn step_live(&mut self, rules: &Rules, gate: &Gate, tick: &Tick, generations: Option<Counts>) {
+    fn step_live(&mut self, rules: &Rules, gate: &Gate, tick: &Tick, arms: Option<Arms>, generations: Option<Counts>) {
         let weighted = tick.weight.is_some_and(|w| (1..100).contains(&w));
-        let arms = live(tick).filter(|_| weighted);
+        let arms = arms.filter(|_| weighted);
         let counts = match generations {
             Some(counts) => Some((counts, true)),
             None => arms.map(|(candidate, stable)| (Counts::of_live(candidate, stable), false)),

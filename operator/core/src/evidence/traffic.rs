@@ -58,8 +58,11 @@ pub(super) fn share((errors, requests): (u64, u64)) -> Option<f64> {
     (requests > 0).then(|| errors as f64 / requests as f64)
 }
 
+/// Live counts of the candidate and of stable.
+pub(super) type Arms<'a> = (&'a LiveArm, &'a LiveArm);
+
 /// The live counts of a tick, if they are counts.
-pub(super) fn live(tick: &Tick) -> Option<(&LiveArm, &LiveArm)> {
+pub(super) fn live(tick: &Tick) -> Option<Arms<'_>> {
     let (candidate, stable, _) = tick.live.as_ref()?;
     (sane(candidate) && sane(stable)).then_some((candidate, stable))
 }
@@ -91,8 +94,7 @@ impl Traffic {
     }
 
     /// Takes a tick's live counts.
-    pub(super) fn step(&mut self, gate: &Gate, tick: &Tick) {
-        let live = live(tick);
+    pub(super) fn step(&mut self, gate: &Gate, tick: &Tick, live: Option<Arms>) {
         if let Some((candidate, _)) = live {
             self.exposed = self.exposed.saturating_add(candidate.requests);
         }

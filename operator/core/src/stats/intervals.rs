@@ -1,6 +1,6 @@
 //! Confidence sequences: intervals that hold at all times at once. For display; decisions are taken on e-values.
 
-use statrs::function::beta::ln_beta;
+use statrs::function::gamma::ln_gamma;
 
 /// Two-sided empirical-Bernstein sequence for the mean of values in [0, 1] (predictable mixture), in seven numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -85,35 +85,55 @@ pub fn share_interval(successes: u64, n: u64, alpha: f64) -> (f64, f64) {
     let ln = (1.0f64 / 0.05).ln();
     let concentration = (SHARE_PLANNED / (2.0 * ln + (1.0 + 2.0 * ln).ln()) - 1.0).max(1e-3);
     let (s, f) = (successes as f64, (n - successes) as f64);
+    // ln B(a + s, b + f) − ln B(a, b): the sums a + b are the same for every p.
+    let constant = ln_gamma(concentration) - ln_gamma(concentration + s + f) + alpha.ln();
     let excess = |p: f64| {
         let (a, b) = (p * concentration, (1.0 - p) * concentration);
-        ln_beta(a + s, b + f) - ln_beta(a, b) - s * p.ln() - f * (-p).ln_1p() + alpha.ln()
+        let mixture = ln_gamma(a + s) - ln_gamma(a) + ln_gamma(b + f) - ln_gamma(b);
+        mixture + constant - s * p.ln() - f * (-p).ln_1p()
     };
     let estimate = s / (s + f);
-    let lower = if successes == 0 { 0.0 } else { crossing(&excess, TINY, estimate) };
-    let upper = if successes == n { 1.0 } else { crossing(&excess, 1.0 - TINY, estimate) };
+    // A first guess of the width, doubled until its end is rejected.
+    let width = ((estimate * (1.0 - estimate) + 1.0 / (s + f)) / (s + f)).sqrt() * 3.0;
+    let end = |direction: f64| {
+        let mut distance = width * direction;
+        loop {
+            let p = estimate + distance;
+            if p <= TINY || p >= 1.0 - TINY {
+                return p.clamp(TINY, 1.0 - TINY);
+            }
+            if excess(p) > 0.0 {
+                return p;
+            }
+            distance *= 2.0;
+        }
+    };
+    let lower = if successes == 0 { 0.0 } else { crossing(&excess, end(-1.0), estimate).unwrap_or(0.0) };
+    let upper = if successes == n { 1.0 } else { crossing(&excess, end(1.0), estimate).unwrap_or(1.0) };
     (lower, upper)
 }
 
 const TINY: f64 = 1e-12;
 
 /// The point between `outside` (rejected) and `inside` (not rejected) at which `excess` changes its sign, by the
-/// Illinois variant of false position; `outside` itself where nothing is rejected.
-fn crossing(excess: &impl Fn(f64) -> f64, outside: f64, inside: f64) -> f64 {
+/// Illinois variant of false position; `None` where nothing is rejected.
+fn crossing(excess: &impl Fn(f64) -> f64, outside: f64, inside: f64) -> Option<f64> {
     let inside = inside.clamp(TINY, 1.0 - TINY);
     let (mut a, mut b) = (outside, inside);
     let (mut at_a, mut at_b) = (excess(a), excess(b));
     if at_a <= 0.0 || at_b >= 0.0 {
-        return outside.round();
+        return None;
     }
     // An end that stays twice in a row has its value halved: that is what makes false position superlinear.
-    let mut last = 0.0;
+    let (mut last, mut previous) = (0.0, f64::NAN);
     for _ in 0..100 {
         let c = (a * at_b - b * at_a) / (at_b - at_a);
         let at_c = excess(c);
-        if (a - b).abs() < 1e-13 || at_c == 0.0 {
-            return c;
+        // No sign change needs finer steps than those at which the e-value itself stands still.
+        if at_c.abs() < 1e-9 || (c - previous).abs() < 1e-12 {
+            return Some(c);
         }
+        previous = c;
         if at_c > 0.0 {
             (a, at_a) = (c, at_c);
             if last > 0.0 {
@@ -127,5 +147,5 @@ fn crossing(excess: &impl Fn(f64) -> f64, outside: f64, inside: f64) -> f64 {
         }
         last = at_c;
     }
-    f64::midpoint(a, b)
+    Some(f64::midpoint(a, b))
 }

@@ -72,10 +72,27 @@ pub fn hypergeometric(population: u64, marked: u64, size: u64, draws: &mut Draws
     mode
 }
 
+/// So few are removed one by one: quicker than a draw per cell.
+const ONE_BY_ONE: u64 = 256;
+
 /// Thins counts to a random subsample of `size`; counts of at most `size` in all stay as they are.
 pub fn thin(counts: &mut [u64], size: u64, draws: &mut Draws) {
     let mut population: u64 = counts.iter().sum();
     if population <= size {
+        return;
+    }
+    let removed = population - size;
+    if removed <= ONE_BY_ONE {
+        for left in (size + 1..=population).rev() {
+            let mut at = (draws.uniform() * left as f64) as u64;
+            for count in counts.iter_mut() {
+                if at < *count {
+                    *count -= 1;
+                    break;
+                }
+                at -= *count;
+            }
+        }
         return;
     }
     let mut missing = size;
