@@ -2,6 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -56,7 +57,7 @@ enum Verb {
         /// For example `small-fp16`
         name: String,
         /// The folder whose files become the image's root
-        dir: PathBuf,
+        folder: PathBuf,
     },
     /// Run kubectl as the box's administrator
     Kubectl {
@@ -89,8 +90,17 @@ fn source_and_target(text: &str) -> Result<(PathBuf, String), String> {
     }
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
     let mut config = match args.dir {
         Some(dir) => Config::at(dir),
         None => Config::default_place()?,
@@ -110,7 +120,9 @@ fn main() -> Result<()> {
         Verb::Image { name, binary, files } => {
             println!("{}", Cluster::attach(&config)?.load_image(&name, &binary, &files)?.pinned());
         }
-        Verb::ModelImage { name, dir } => println!("{}", Cluster::attach(&config)?.load_model(&name, &dir)?.pinned()),
+        Verb::ModelImage { name, folder } => {
+            println!("{}", Cluster::attach(&config)?.load_model(&name, &folder)?.pinned());
+        }
         Verb::Kubectl { args } => become_program(&config, "kubectl", &args)?,
         Verb::Helm { args } => become_program(&config, "helm", &args)?,
         Verb::Exec { command } => {

@@ -8,6 +8,10 @@ use anyhow::Result;
 
 use super::layout::Layout;
 
+/// The settings as they were before the first box; shared by all boxes, and gone with a reboot like the settings.
+const SAVED: &str = "/run/bitnet-box-sysctls";
+/// kubelet's socket for device plugins: the one path that it does not let us move.
+const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
 /// Kernel settings that kubelet sets for the whole host.
 const SYSCTLS: &[&str] = &[
     "vm/overcommit_memory",
@@ -19,9 +23,8 @@ const SYSCTLS: &[&str] = &[
 ];
 
 /// Remembers the settings; values from an earlier, crashed box stand, because they are the original ones.
-pub(super) fn save_sysctls(layout: &Layout) -> Result<()> {
-    let path = layout.saved_sysctls();
-    if path.exists() {
+pub(super) fn save_sysctls() -> Result<()> {
+    if Path::new(SAVED).exists() {
         return Ok(());
     }
     let mut saved = String::new();
@@ -30,28 +33,34 @@ pub(super) fn save_sysctls(layout: &Layout) -> Result<()> {
             writeln!(saved, "{name} {}", value.trim())?;
         }
     }
-    fs::write(path, saved)?;
+    fs::write(SAVED, saved)?;
     Ok(())
 }
 
-/// Puts the remembered settings back, unless another box still runs with them.
+/// Puts the remembered settings back; with two boxes the last one does.
 pub(super) fn restore_sysctls(layout: &Layout) -> Result<()> {
-    let path = layout.saved_sysctls();
-    let Ok(saved) = fs::read_to_string(&path) else {
+    let Ok(saved) = fs::read_to_string(SAVED) else {
         return Ok(());
     };
-    if !another_box() {
+    if !another_box(layout) {
         for (name, value) in saved.lines().filter_map(|line| line.split_once(' ')) {
             fs::write(Path::new("/proc/sys").join(name), value)?;
         }
+        fs::remove_file(SAVED)?;
     }
-    fs::remove_file(path)?;
     Ok(())
 }
 
-fn another_box() -> bool {
-    fs::read_dir("/run/netns").is_ok_and(|mut entries| {
-        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("bitnet-box-")))
+/// Whether the host is itself a node of some cluster: its kubelet and ours would fight for the socket.
+pub(super) fn is_a_node() -> bool {
+    Path::new("/var/lib/kubelet/config.yaml").exists()
+}
+
+fn another_box(layout: &Layout) -> bool {
+    fs::read_dir("/run/netns").into_iter().flatten().flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("bitnet-box-") && name != layout.name()
     })
 }
 
@@ -62,11 +71,12 @@ pub(super) fn stray_files(layout: &Layout) -> Vec<PathBuf> {
         |dir: &str| fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok().map(|entry| entry.path()));
     // kubelet links every container's log there for log collectors.
     let logs = entries("/var/log/containers").filter(|path| fs::read_link(path).is_ok_and(|to| to.starts_with(&run)));
-    // libcni remembers every address it gave.
-    let prefix = format!("{}-", layout.name());
+    // libcni remembers every address it gave, with the path of the pod's network namespace, which is below ours.
+    let below = format!("{}/", run.display());
     let results = entries("/var/lib/cni/results")
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)));
-    logs.chain(results).chain(shim_sockets(&run)).collect()
+        .filter(|path| fs::read_to_string(path).is_ok_and(|result| result.contains(&below)));
+    let plugins = Some(PathBuf::from(DEVICE_PLUGINS)).filter(|path| path.exists() && !another_box(layout));
+    logs.chain(results).chain(plugins).chain(shim_sockets(&run)).collect()
 }
 
 /// Sockets of container shims: containerd keeps them in one folder for all its instances, under hashed names.

@@ -115,11 +115,6 @@ impl Layout {
         self.run().join("containerd.sock")
     }
 
-    /// Host-wide kernel settings as they were before kubelet changed them; beside `run`, so that it outlives it.
-    pub(super) fn saved_sysctls(&self) -> PathBuf {
-        self.dir.join("sysctls")
-    }
-
     /// Held by whoever starts or stops this box.
     pub(super) fn lock(&self) -> Result<File> {
         let path = self.dir.join("lock");

@@ -34,7 +34,7 @@ pub(super) fn start_runtime(supervisor: &Supervisor<'_>) -> Result<()> {
 pub(super) fn start_kubelet(supervisor: &Supervisor<'_>) -> Result<()> {
     let layout = supervisor.layout;
     let run = layout.run();
-    host::save_sysctls(layout)?;
+    host::save_sysctls()?;
     create_cgroup(layout)?;
     fs::write(run.join("kubelet.yaml"), layout.fill(include_str!("../../box/manifests/kubelet.yaml")))?;
     supervisor.start(

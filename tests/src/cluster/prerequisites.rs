@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::command;
+use super::{command, host};
 
 const GIB: u64 = 1 << 30;
 
@@ -39,6 +39,10 @@ pub(super) fn for_cluster(dir: &Path) -> Result<()> {
     ensure!(
         cfg!(target_os = "linux") && Path::new("/sys/fs/cgroup").is_dir(),
         "a box needs Linux with cgroups mounted at /sys/fs/cgroup"
+    );
+    ensure!(
+        !host::is_a_node(),
+        "this host is a Kubernetes node itself (/var/lib/kubelet/config.yaml): use a machine or container that is not"
     );
     let missing: Vec<&Program> = PROGRAMS.iter().filter(|program| !on_path(program.name)).collect();
     if !missing.is_empty() {
