@@ -64,8 +64,7 @@ impl Evidence {
         let quality = &self.quality;
         let samples = u64::from(quality.prompts);
         let estimate = quality.shown.mean();
-        let variance = quality.shown.variance();
-        let required = estimate.and_then(|mean| {
+        let required = estimate.zip(quality.shown.variance()).and_then(|(mean, variance)| {
             let gap = mean - rules.mean_threshold;
             if gap > 0.0 {
                 forecast::bounded_mean(rules.alpha_promote, gap, variance, rules.mean_threshold)
@@ -93,7 +92,6 @@ impl Evidence {
         let low = u64::from(quality.low);
         let estimate = share((low, samples));
         let required = estimate.and_then(|theta| {
-            let theta = theta.max(0.5 / (samples as f64 + 1.0));
             let alpha =
                 if theta < rules.tail_share { rules.alpha_promote } else { rules.alpha_rollback * combine::WEIGHTS[1] };
             forecast::share(alpha, theta, rules.tail_share)

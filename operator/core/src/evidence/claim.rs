@@ -6,12 +6,21 @@ use crate::stats::{
 };
 
 /// One tested quantity: its rollback test (with restarts) and its promotion test (without).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Claim {
     rollback: Restarting,
     promote: Wealth,
     /// The promotion bound was crossed.
     proven: bool,
+}
+
+impl Default for Claim {
+    /// Before the first tick, already on the grid of stored states.
+    fn default() -> Self {
+        let mut rollback = Restarting::default();
+        rollback.settle();
+        Self { rollback, promote: Wealth::default(), proven: false }
+    }
 }
 
 impl Claim {
@@ -89,7 +98,7 @@ pub(super) fn encode_sequence(sequence: &MeanSequence, w: &mut Writer) {
 
 pub(super) fn decode_sequence(r: &mut Reader) -> Result<MeanSequence, CodecError> {
     let parts = r.option(|r| {
-        let mut parts = [0.0; 7];
+        let mut parts = [0.0; 8];
         for part in &mut parts {
             *part = r.f64()?;
         }

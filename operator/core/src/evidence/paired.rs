@@ -165,5 +165,5 @@ pub(super) fn shown_ratio(value: f64) -> f64 {
 pub(super) fn pair_moments(shown: &MeanSequence, ln_ratio: f64) -> Option<(f64, f64)> {
     let unit = 2.0 * LN_SHOWN / LN_UNIT;
     let mean = (shown.mean()? - 0.5) * unit - ln_ratio / LN_UNIT;
-    Some((mean, shown.variance() * unit * unit))
+    Some((mean, shown.variance()? * unit * unit))
 }

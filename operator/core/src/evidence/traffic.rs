@@ -5,7 +5,7 @@ use super::{
 use std::collections::VecDeque;
 
 /// No interval of one arm has more requests; a larger number is no count.
-const MOST: u64 = 1_000_000_000;
+const MOST: u64 = 20_000_000;
 
 /// Below this share of errors stable counts as healthy.
 const STABLE_HEALTHY: f64 = 0.05;

@@ -2,11 +2,12 @@
 
 use statrs::function::gamma::ln_gamma;
 
-/// Two-sided empirical-Bernstein sequence for the mean of values in [0, 1] (predictable mixture), in seven numbers.
+/// Two-sided empirical-Bernstein sequence for the mean of values in [0, 1] (predictable mixture), in eight numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MeanSequence {
     n: f64,
     sum: f64,
+    sum_of_squares: f64,
     squares: f64,
     bets: f64,
     bets_x: f64,
@@ -31,6 +32,7 @@ impl MeanSequence {
         self.above += (1.0 - x - mirrored).powi(2) * psi;
         self.n = n;
         self.sum += x;
+        self.sum_of_squares += x * x;
         self.squares += (x - (0.5 + self.sum) / (n + 1.0)).powi(2);
     }
 
@@ -44,9 +46,9 @@ impl MeanSequence {
         (self.n > 0.0).then(|| self.sum / self.n)
     }
 
-    /// Their variance, shrunk towards ¼ by one value.
-    pub fn variance(&self) -> f64 {
-        (0.25 + self.squares) / (self.n + 1.0)
+    /// Their variance; `None` for fewer than two values.
+    pub fn variance(&self) -> Option<f64> {
+        (self.n > 1.0).then(|| ((self.sum_of_squares - self.sum * self.sum / self.n) / (self.n - 1.0)).max(0.0))
     }
 
     /// The interval; [0, 1] without values.
@@ -61,13 +63,13 @@ impl MeanSequence {
     }
 
     /// Stored form.
-    pub fn to_parts(&self) -> [f64; 7] {
-        [self.n, self.sum, self.squares, self.bets, self.bets_x, self.below, self.above]
+    pub fn to_parts(&self) -> [f64; 8] {
+        [self.n, self.sum, self.sum_of_squares, self.squares, self.bets, self.bets_x, self.below, self.above]
     }
 
     /// From the stored form.
-    pub fn from_parts([n, sum, squares, bets, bets_x, below, above]: [f64; 7]) -> Self {
-        Self { n, sum, squares, bets, bets_x, below, above }
+    pub fn from_parts([n, sum, sum_of_squares, squares, bets, bets_x, below, above]: [f64; 8]) -> Self {
+        Self { n, sum, sum_of_squares, squares, bets, bets_x, below, above }
     }
 }
 

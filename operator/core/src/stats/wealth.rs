@@ -16,7 +16,7 @@ fn settled(ln: f64) -> f64 {
 
 /// A settled value in grid steps.
 fn steps(ln: f64) -> i64 {
-    (ln * GRID) as i64
+    (ln * GRID).floor() as i64
 }
 
 /// Wealth of a grid of constant bets, each started with 1.
