@@ -147,8 +147,7 @@ impl Bench<'_> {
     /// One latency pair; after a peer's error that is not an answer, once more on a fresh connection.
     async fn pair(&self, order: PairOrder, found: &mut Found) -> Result<Pair, Void> {
         let count = self.request.pair_tokens as usize;
-        let mut prompt = self.tokens(order.prompt, count.min(self.context - 1))?;
-        prompt.truncate(self.context.saturating_sub(count).max(1));
+        let prompt = self.tokens(order.prompt, count)?;
         match self.generate_both(&prompt, order, Connection::Kept, found).await {
             Err(Void::Peer(error)) if error.may_pass() => {
                 self.generate_both(&prompt, order, Connection::Fresh, found).await

@@ -38,7 +38,7 @@ pub struct Comparer {
     identity: Identity,
     probes: Option<PathBuf>,
     rollout: Option<String>,
-    peers: Option<Peers>,
+    peers: Peers,
     limit: Duration,
     jobs: Mutex<Jobs>,
     busy: Mutex<BusyMeter>,
@@ -72,6 +72,9 @@ pub enum Stored {
 
 impl Comparer {
     /// A comparer with nothing done yet.
+    ///
+    /// # Errors
+    /// If no HTTP client can be made.
     pub fn new(
         engine: Engine,
         text: Text,
@@ -79,11 +82,10 @@ impl Comparer {
         probes: Option<PathBuf>,
         rollout: Option<String>,
         peers: &PeerSettings,
-    ) -> Self {
+    ) -> Result<Self, reqwest::Error> {
         let limit = peers.limit;
-        let peers =
-            Peers::new(peers).inspect_err(|error| tracing::error!(error = %error, "no HTTP client for peers")).ok();
-        Self {
+        let peers = Peers::new(peers)?;
+        Ok(Self {
             engine,
             text,
             identity,
@@ -93,7 +95,7 @@ impl Comparer {
             limit,
             jobs: Mutex::default(),
             busy: Mutex::new(BusyMeter::new(Instant::now())),
-        }
+        })
     }
 
     /// Starts a comparison; the key of one that runs or is kept starts nothing and is fine.
@@ -131,12 +133,12 @@ impl Comparer {
         let mut result = CompareResult { key: request.key.clone(), tick: request.tick, ..CompareResult::default() };
         let path = self.probes.clone();
         let reading = tokio::task::spawn_blocking(move || Probes::read(path.as_deref())).await;
-        let found = match (reading, &self.peers) {
-            (Ok(Ok(probes)), Some(peers)) => {
+        let found = match reading {
+            Ok(Ok(probes)) => {
                 let bench = Bench {
                     engine: &self.engine,
                     text: &self.text,
-                    peers,
+                    peers: &self.peers,
                     probes: &probes,
                     request,
                     vocabulary: self.identity.vocabulary as usize,
@@ -147,11 +149,11 @@ impl Comparer {
                 result.probe_set = Some(probes.set.clone());
                 bench.run().await
             }
-            (Ok(Err(error)), _) => {
+            Ok(Err(error)) => {
                 tracing::warn!(key = request.key, error = %error, "no probe set");
                 Found::default()
             }
-            (Ok(Ok(_)), None) | (Err(_), _) => Found::default(),
+            Err(_) => Found::default(),
         };
         let Found { prompts, pairs, errors, stable } = found;
         let mut meter = lock(&self.busy);

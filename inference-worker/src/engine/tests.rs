@@ -205,6 +205,11 @@ fn busy_time_is_work_and_nothing_else() {
     let busy = engine.busy_seconds();
     assert!((0.020..=waited).contains(&busy), "4 passes of 5 ms, within {waited}: {busy}");
     assert_eq!((engine.running(), engine.waiting(), engine.pass_age()), (0, 0, Duration::ZERO));
+    let (engine, _) = self::engine(100, Options::default());
+    let events = generate(&engine, &[1], 1, &[]);
+    sleep(Duration::from_millis(50));
+    assert!(engine.pass_age() > Duration::from_millis(10), "a pass that does not end shows");
+    collect(events);
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub use internal::router as internal_router;
 pub use public::router as public_router;
 pub use worker::{Facts, Settings, StartError, Worker};
 
+use axum::serve::ListenerExt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -116,6 +117,12 @@ impl Server {
 }
 
 fn spawn(listener: TcpListener, router: axum::Router, close: CancellationToken) -> JoinHandle<io::Result<()>> {
+    let listener = listener.tap_io(|connection| {
+        // Tokens are small writes: held back to be joined, each would wait for the one before to be acknowledged.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps its delay");
+        }
+    });
     let serving = axum::serve(listener, router).with_graceful_shutdown(close.cancelled_owned());
     tokio::spawn(async move { serving.await })
 }

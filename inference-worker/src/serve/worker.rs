@@ -60,6 +60,9 @@ pub enum StartError {
     /// The operating system gives no thread for the engine.
     #[error("the engine's thread did not start")]
     Thread(#[source] std::io::Error),
+    /// No HTTP client could be made.
+    #[error("the HTTP client for peers did not start")]
+    Peers(#[source] reqwest::Error),
     /// The engine could not do a first forward pass.
     #[error("ModelInvalid: the first forward pass failed")]
     WarmUp(#[source] AskError),
@@ -165,12 +168,11 @@ impl Worker {
             kernel: model.kernel().to_owned(),
         };
         let engine = Engine::start(model, self.settings.engine).map_err(StartError::Thread)?;
-        self.install(engine, text, facts);
-        Ok(())
+        self.install(engine, text, facts)
     }
 
     /// Serves an engine that runs already. Not ready before [`Worker::warm_up`]. A second call changes nothing.
-    pub fn install(&self, engine: Engine, text: Text, facts: Facts) {
+    pub fn install(&self, engine: Engine, text: Text, facts: Facts) -> Result<(), StartError> {
         let Facts { vocabulary, context, eos, digest, precision, kernel } = facts;
         let identity = Identity {
             revision: self.settings.revision.clone(),
@@ -195,7 +197,8 @@ impl Worker {
             self.settings.probes.clone(),
             self.settings.rollout.clone(),
             &self.settings.peers,
-        );
+        )
+        .map_err(StartError::Peers)?;
         self.loaded.get_or_init(|| Loaded {
             engine,
             text,
@@ -203,6 +206,7 @@ impl Worker {
             comparer: Arc::new(comparer),
             continuations: Continuations::default(),
         });
+        Ok(())
     }
 
     /// Runs the first forward passes, so that no user waits for them, and becomes ready.

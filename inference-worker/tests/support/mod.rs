@@ -61,7 +61,7 @@ pub async fn fake(script: &str, change: impl FnOnce(&mut Settings)) -> Fake {
     let script = text.encode(script).expect("the script has tokens");
     let engine = Engine::start(Scripted::new(script), settings.engine).expect("a thread");
     let worker = Worker::new(settings);
-    worker.install(engine.clone(), text, facts);
+    worker.install(engine.clone(), text, facts).expect("an HTTP client");
     worker.warm_up().await.expect("the script runs");
     Fake { worker, engine, _dir: dir }
 }

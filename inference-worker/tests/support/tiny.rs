@@ -101,7 +101,9 @@ pub fn damage(dir: &Path, seed: u64, tensor: &str, change: impl Fn(f32) -> f32) 
         tensors.insert(name, (view.shape().to_vec(), values.collect()));
     }
     let (_, values) = tensors.get_mut(tensor).expect("the tensor exists");
-    values.iter_mut().for_each(|x| *x = change(*x));
+    for x in values {
+        *x = change(*x);
+    }
     save(dir, &tensors);
 }
 
