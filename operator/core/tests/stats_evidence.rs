@@ -131,9 +131,6 @@ fn other_parameters_are_another_test() {
     assert_eq!(after.prompts, 8);
     assert!(restored.is_of(&changed));
     assert!(!after.history_pending && after.preflight_done);
-    // The budget of the second test is half of the first: ln E must be higher by ln 2.
-    let bound = |lines: &[String]| lines.iter().find(|l| l.starts_with("cosine mean")).cloned();
-    assert!(bound(&after.missing).unwrap().contains("of 3.69"), "{:?}", after.missing);
 
     // Policies are no parameters: changing them keeps the evidence.
     let policy =

@@ -33,7 +33,7 @@ impl Evidence {
             (Some((signal, ln_e)), _) => Finding::RollBack { signal, ln_e },
             (None, Some(reason)) => Finding::Tripwire { reason },
             (None, None) if missing.is_empty() => Finding::Promote,
-            (None, None) if self.ticks >= rules.deadline => Finding::Inconclusive,
+            (None, None) if self.ticks >= gate.horizon() => Finding::Inconclusive,
             (None, None) => Finding::Continue,
         };
         Assessment {

@@ -18,8 +18,6 @@ use crate::stats::logspace::log_add_exp;
 pub struct Evidence {
     /// Hash of the gate's parameters.
     parameters: u64,
-    /// How often they changed during the attempt.
-    reconfigured: u8,
     /// Ticks taken under these parameters.
     pub(super) ticks: u32,
     /// Number of the last tick taken.
@@ -46,7 +44,6 @@ impl Evidence {
     pub fn new(gate: &Gate) -> Self {
         Self {
             parameters: gate.parameters(),
-            reconfigured: 0,
             ticks: 0,
             last_number: 0,
             weight_change: 0,
@@ -63,16 +60,16 @@ impl Evidence {
     }
 
     /// The evidence was gathered under this gate's parameters. [`Evidence::step`] with other parameters starts a new
-    /// test by itself, at half of the error budgets.
+    /// test by itself, as [`Evidence::renew`] does.
     pub fn is_of(&self, gate: &Gate) -> bool {
         self.parameters == gate.parameters()
     }
 
-    /// A new test in the same attempt: what was learnt about stable and the preflight stay, all evidence starts again,
-    /// and the k-th change leaves 2⁻ᵏ of both budgets, so that all tests of the attempt together keep twice the first.
-    fn reconfigure(&mut self, gate: &Gate) {
+    /// Begins a new test in the same attempt: all evidence starts again, what was learnt about stable and the preflight
+    /// stay. The caller halves the gate's budgets each time, so that all tests of an attempt together keep twice the
+    /// first one's.
+    pub fn renew(&mut self, gate: &Gate) {
         let old = std::mem::replace(self, Self::new(gate));
-        self.reconfigured = old.reconfigured.saturating_add(1);
         self.last_number = old.last_number;
         self.weight_change = old.weight_change;
         self.rejected = old.rejected;
@@ -91,9 +88,9 @@ impl Evidence {
     /// acted on between ticks.
     pub fn step(&mut self, gate: &Gate, tick: &Tick) -> Assessment {
         if !self.is_of(gate) {
-            self.reconfigure(gate);
+            self.renew(gate);
         }
-        let rules = Rules::of(gate, self.reconfigured);
+        let rules = Rules::of(gate);
         if tick.number <= self.last_number {
             return self.assess(gate, &rules, &self.ln_rollback(&rules), None);
         }
@@ -135,10 +132,10 @@ impl Evidence {
     pub fn summary(&self, gate: &Gate) -> Assessment {
         if !self.is_of(gate) {
             let mut changed = self.clone();
-            changed.reconfigure(gate);
+            changed.renew(gate);
             return changed.summary(gate);
         }
-        let rules = Rules::of(gate, self.reconfigured);
+        let rules = Rules::of(gate);
         self.assess(gate, &rules, &self.ln_rollback(&rules), None)
     }
 
@@ -187,7 +184,6 @@ impl Evidence {
     /// Writes the state (at most [`Evidence::MAX_BYTES`]).
     pub fn encode_into(&self, w: &mut Writer) {
         w.fixed_u64(self.parameters);
-        w.u8(self.reconfigured);
         w.u32(self.ticks);
         w.u32(self.last_number);
         w.u32(self.weight_change);
@@ -209,7 +205,6 @@ impl Evidence {
     pub fn decode_from(r: &mut Reader) -> Result<Self, CodecError> {
         Ok(Self {
             parameters: r.fixed_u64()?,
-            reconfigured: r.u8()?,
             ticks: r.u32()?,
             last_number: r.u32()?,
             weight_change: r.u32()?,

@@ -14,8 +14,6 @@ const PROMOTE_BLOCK_MS: i64 = 30_000;
 /// gives tests that are valid for the nearest parameters within them.
 pub(super) struct Rules {
     pub(super) prior: RestartPrior,
-    /// Ticks before an attempt is inconclusive.
-    pub(super) deadline: u32,
     pub(super) mean: BoundedMean,
     pub(super) mean_threshold: f64,
     pub(super) tail_min: f64,
@@ -39,27 +37,21 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// `reconfigured`: how often the parameters changed during the attempt; every change halves both budgets.
-    pub(super) fn of(gate: &Gate, reconfigured: u8) -> Self {
+    pub(super) fn of(gate: &Gate) -> Self {
         let interval = gate.interval.0.max(1);
         let ticks = |length: i64| length.saturating_add(interval - 1).div_euclid(interval).clamp(1, 86_400) as u32;
-        let horizon = gate.horizon();
-        let mean_threshold = within(gate.min_mean, 1e-6, 1.0 - 1e-6);
+        // A threshold that is no number is met by nothing.
+        let strictest = |x: f64| if x.is_nan() { 1.0 } else { x };
+        let mean_threshold = within(strictest(gate.min_mean), 1e-6, 1.0 - 1e-6);
         let tail_share = within(gate.tail_share, 1e-6, 1.0 - 1e-6);
         let ratio = within(gate.max_ratio, 1.000_001, 1e3);
-        let halved = 0.5f64.powi(i32::from(reconfigured));
-        let alpha_rollback = within(gate.alpha_rollback, 1e-12, 0.5) * halved;
-        let alpha_promote = within(gate.alpha_promote, 1e-12, 0.5) * halved;
+        let alpha_rollback = within(gate.alpha_rollback, 1e-30, 0.5);
+        let alpha_promote = within(gate.alpha_promote, 1e-30, 0.5);
         Self {
-            prior: RestartPrior::new(horizon),
-            deadline: if gate.on_inconclusive == super::OnInconclusive::Extend {
-                horizon.saturating_mul(2)
-            } else {
-                horizon
-            },
+            prior: RestartPrior::new(gate.horizon()),
             mean: BoundedMean::new(mean_threshold, 0.0, 1.0),
             mean_threshold,
-            tail_min: gate.tail_min,
+            tail_min: strictest(gate.tail_min),
             tail_share,
             tail_above: Share::above(tail_share),
             tail_below: Share::below(tail_share),
