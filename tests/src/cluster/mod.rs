@@ -227,7 +227,9 @@ impl Cluster {
 
     /// Gives the node that many `nvidia.com/gpu`; the scheduler counts them like real ones.
     pub fn set_gpus(&self, count: u32) -> Result<()> {
-        let patch = format!(r#"{{"status":{{"capacity":{{"nvidia.com/gpu":"{count}"}}}}}}"#);
+        // kubelet copies capacity to what can be allocated at its next report only.
+        let gpus = format!(r#"{{"nvidia.com/gpu":"{count}"}}"#);
+        let patch = format!(r#"{{"status":{{"capacity":{gpus},"allocatable":{gpus}}}}}"#);
         self.kubectl(&["patch", "node", NODE_NAME, "--subresource=status", "--type=merge", "-p", &patch])
             .map(drop)
             .context("could not add GPUs to the node")
