@@ -55,3 +55,27 @@ pub(crate) fn server(
 pub(crate) fn refusal(code: u16, reason: &str, message: &str) -> (u16, Value) {
     (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}))
 }
+
+/// A rollout `chat` with UID `u` in namespace `tenant`, validated from the smallest useful object.
+pub(crate) fn rollout() -> bitnet_core::model::Rollout {
+    use bitnet_api::{
+        v1alpha1::{ModelRollout, QualityGate},
+        validate::{Pools, validate},
+    };
+    let image = |digit: &str| json!({"source": {"image": format!("r.example/m@sha256:{}", digit.repeat(64))}});
+    let object: ModelRollout = serde_json::from_value(json!({
+        "apiVersion": "rollouts.bitnet.dev/v1alpha1", "kind": "ModelRollout",
+        "metadata": {"name": "chat", "namespace": "tenant", "uid": "u", "generation": 1},
+        "spec": {
+            "baseline": image("a"), "model": image("b"), "route": {"httpRoute": "shop"}, "gate": {"name": "chat"},
+        },
+    }))
+    .unwrap();
+    let gate: QualityGate = serde_json::from_value(json!({
+        "apiVersion": "rollouts.bitnet.dev/v1alpha1", "kind": "QualityGate", "metadata": {"name": "chat"},
+        "spec": {"probes": {"configMap": "chat-probes"}},
+    }))
+    .unwrap();
+    let pools = Pools { names: ["cpu".to_owned()].into(), default: "cpu".into() };
+    validate(&object, Some(&gate), &pools).unwrap()
+}

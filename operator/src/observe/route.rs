@@ -256,3 +256,6 @@ fn same_parent(a: &Value, b: &Value) -> bool {
             _ => true,
         }
 }
+
+#[cfg(test)]
+mod tests;

@@ -460,3 +460,6 @@ impl ConditionSet<'_> {
         self.new.sort_by_key(|condition| rank(&condition.type_));
     }
 }
+
+#[cfg(test)]
+mod tests;

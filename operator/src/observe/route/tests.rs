@@ -1,0 +1,153 @@
+use super::*;
+use crate::fake;
+use serde_json::json;
+
+fn route(annotations: &Value) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {
+            "name": "shop", "namespace": "tenant", "uid": "r", "resourceVersion": "9", "generation": 3,
+            "annotations": annotations,
+        },
+        "spec": {
+            "parentRefs": [{"name": "gw"}],
+            "rules": [
+                {"name": "static", "backendRefs": [{"name": "files", "port": 80}]},
+                {"name": "completions", "backendRefs": [{"name": "a", "weight": 95}, {"name": "b", "weight": 5}, {"name": "c"}]},
+            ],
+        },
+        "status": {"parents": [{
+            "parentRef": {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gw", "namespace": "tenant"},
+            "controllerName": "x",
+            "conditions": [
+                {"type": "Accepted", "status": "True", "observedGeneration": 3},
+                {"type": "ResolvedRefs", "status": "True", "observedGeneration": 3},
+            ],
+        }]},
+    })
+}
+
+fn ours() -> Value {
+    json!({
+        key::ROLLOUT: "chat/u", key::STABLE: "chat-a", key::CANDIDATE: "chat-b", key::ATTEMPT: "2", key::STEP: "1",
+        key::EPOCH: "7", key::ROLLBACK_OF: "u/chat-b/1",
+    })
+}
+
+fn read_as(rollout: &Rollout, value: &Value, rivals: &[Rival]) -> RouteState {
+    read(rollout, Some(serde_json::from_value(value.clone()).unwrap()), rivals).0
+}
+
+fn adopting(rule: Option<&str>) -> Rollout {
+    let route = RouteTarget::Adopt { http_route: "shop".into(), rule: rule.map(str::to_owned) };
+    Rollout { route, ..fake::rollout() }
+}
+
+fn found(state: RouteState) -> Route {
+    match state {
+        RouteState::Found(route) => route,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_ledger_is_read_whole_and_a_missing_weight_is_one() {
+    let route = found(read_as(&adopting(Some("completions")), &route(&ours()), &[]));
+    assert!(route.accepted, "{}", route.acceptance_message);
+    let weights: Vec<_> = route.backends.iter().map(|b| (b.name.as_str(), b.weight)).collect();
+    assert_eq!(weights, [("a", 95), ("b", 5), ("c", 1)]);
+    let ledger = route.ledger.unwrap();
+    assert_eq!((ledger.attempt, ledger.step, ledger.epoch), (2, 1, 7));
+    assert_eq!(ledger.rollback_of.unwrap().to_string(), "u/chat-b/1");
+    assert!(ledger.decision.is_none());
+}
+
+#[test]
+fn a_damaged_ledger_moves_nothing_and_is_named() {
+    for damaged in [key::STABLE, key::ATTEMPT, key::STEP, key::EPOCH, key::ROLLBACK_OF] {
+        let mut annotations = ours();
+        annotations[damaged] = json!(if damaged == key::STABLE { "" } else { "x" });
+        let RouteState::RuleMissing(reason) = read_as(&adopting(Some("completions")), &route(&annotations), &[]) else {
+            panic!("{damaged}");
+        };
+        assert!(reason.contains(damaged), "{reason}");
+    }
+}
+
+#[test]
+fn rules_are_found_by_name_or_by_being_the_only_one() {
+    let reason = |rule| match read_as(&adopting(rule), &route(&json!({})), &[]) {
+        RouteState::RuleMissing(reason) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(reason(Some("other")).contains("no rule named other"));
+    assert!(reason(None).contains("has 2 rules"));
+    let mut one = route(&json!({}));
+    one["spec"]["rules"].as_array_mut().unwrap().truncate(1);
+    assert_eq!(found(read_as(&adopting(None), &one, &[])).backends[0].name, "files");
+}
+
+#[test]
+fn one_rollout_per_route() {
+    let rival = |older| Rival { name: "first".into(), uid: "f".into(), older, route: "shop".into() };
+    let rollout = adopting(Some("completions"));
+    let free = route(&json!({}));
+    assert_eq!(
+        read_as(&rollout, &free, &[rival(true)]),
+        RouteState::InUse("first".into()),
+        "the older one comes first"
+    );
+    assert!(found(read_as(&rollout, &free, &[rival(false)])).ledger.is_none());
+    let held = route(&json!({key::ROLLOUT: "first/f"}));
+    assert_eq!(read_as(&rollout, &held, &[rival(false)]), RouteState::InUse("first".into()), "the holder keeps it");
+    assert!(found(read_as(&rollout, &held, &[])).ledger.is_none(), "a holder that is gone holds nothing");
+    assert!(found(read_as(&rollout, &route(&ours()), &[rival(true)])).ledger.is_some(), "ours stays ours");
+    assert_eq!(read(&rollout, None, &[rival(true)]).0, RouteState::InUse("first".into()));
+    assert_eq!(read(&rollout, None, &[]).0, RouteState::Missing);
+}
+
+#[test]
+fn acceptance_needs_every_parent_at_this_generation() {
+    let message = |change: &dyn Fn(&mut Value)| {
+        let mut value = route(&json!({}));
+        change(&mut value);
+        let route = found(read_as(&adopting(Some("completions")), &value, &[]));
+        assert!(!route.accepted);
+        route.acceptance_message
+    };
+    let conditions = |value: &mut Value, index: usize, field: &str, new: Value| {
+        value["status"]["parents"][0]["conditions"][index][field] = new;
+    };
+    assert!(message(&|v| v["metadata"]["generation"] = json!(4)).contains("older version"));
+    let refused = message(&|v| {
+        conditions(v, 1, "status", json!("False"));
+        conditions(v, 1, "message", json!("Service a not found"));
+    });
+    assert!(refused.contains("ResolvedRefs is False: Service a not found"), "{refused}");
+    let silent = message(&|v| v["spec"]["parentRefs"] = json!([{"name": "gw"}, {"name": "second"}]));
+    assert!(silent.contains("Gateway second has not answered"), "{silent}");
+    assert!(message(&|v| v["status"] = json!({})).contains("has not answered"));
+}
+
+#[test]
+fn originals_are_services_of_this_namespace_or_nothing() {
+    let originals = json!([{"name": "a"}, {"name": "b", "namespace": "tenant"}, {"name": "c", "namespace": "other"},
+        {"name": "d", "kind": "InferencePool", "group": "inference.networking.k8s.io"}]);
+    let value = route(&json!({key::ORIGINALS: originals.to_string()}));
+    let view = RouteView::new(Some(serde_json::from_value(value).unwrap()), 1);
+    let names = view.originals().unwrap();
+    assert_eq!(names, [Some("a".into()), Some("b".into()), None, None]);
+    let none = RouteView::new(Some(serde_json::from_value(route(&json!({key::ORIGINALS: "null"}))).unwrap()), 1);
+    assert_eq!(none.originals(), Some(Vec::new()));
+}
+
+#[test]
+fn an_own_route_is_ours_by_its_owner() {
+    let mut value = route(&json!({}));
+    let rollout =
+        Rollout { route: RouteTarget::Own { gateway: "gw".into(), hostnames: Vec::new() }, ..fake::rollout() };
+    assert!(!found(read_as(&rollout, &value, &[])).owned);
+    value["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "ModelRollout", "name": "chat", "uid": "u"}]);
+    assert!(found(read_as(&rollout, &value, &[])).owned);
+}
