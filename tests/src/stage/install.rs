@@ -48,21 +48,26 @@ impl Install {
             .helm(&[
                 "upgrade",
                 "--install",
-                "bitnet-crds",
+                "bitnet-rollouts-crds",
                 &crds,
-                "--namespace",
+                "-n",
                 OPERATOR_NAMESPACE,
                 "--create-namespace",
             ])
             .context("installing the CRDs")?;
-        let operator = format!("operator.image={}", images.operator.pinned());
-        let worker = format!("worker.image={}", images.worker.pinned());
+        let values = [("image", &images.operator), ("workerImage", &images.worker)]
+            .into_iter()
+            .flat_map(|(key, image)| {
+                let pinned = image.pinned();
+                let (repository, digest) = pinned.split_once('@').unwrap_or((&pinned, ""));
+                [format!("{key}.repository={repository}"), format!("{key}.digest={digest}")]
+            })
+            .chain(["imagePullPolicy=Never".to_owned()])
+            .collect::<Vec<_>>()
+            .join(",");
         let main = chart("bitnet-rollouts");
-        let mut args = vec!["upgrade", "--install", "bitnet", &main, "--namespace", OPERATOR_NAMESPACE];
-        args.extend(["--set", &operator, "--set", &worker]);
-        args.extend(["--set", "operator.imagePullPolicy=Never", "--set", "worker.imagePullPolicy=Never"]);
-        args.extend(["--wait", "--timeout", "120s"]);
-        cluster.helm(&args).context("installing the operator")?;
+        let args = ["upgrade", "--install", "bitnet-rollouts", &main, "-n", OPERATOR_NAMESPACE, "--set", &values];
+        cluster.helm(&[&args[..], &["--wait", "--timeout", "120s"]].concat()).context("installing the operator")?;
         Ok(())
     }
 }

@@ -1,0 +1,110 @@
+//! Tests on a real cluster: one box for all of them, a namespace for each, one after the other, because latency is
+//! among the things they measure.
+
+mod admission;
+mod bad_input;
+mod canary;
+mod crds;
+mod kill;
+mod operator;
+mod stand;
+
+use e2e::{
+    cluster::{Cluster, Config, Progress, cache_dir},
+    stage::{Binaries, Images, Install, Models},
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
+
+/// What all tests share.
+pub struct Suite {
+    /// The box.
+    pub cluster: Cluster,
+    /// What is loaded in it.
+    pub images: Images,
+    /// Where the models are on this machine.
+    pub models: Models,
+}
+
+/// The box of the tests stands beside a box that someone may have up.
+fn config() -> anyhow::Result<Config> {
+    Ok(Config::at(cache_dir()?.join("test-box")))
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    if arguments.list {
+        return libtest_mimic::run(&arguments, trials(None)).exit_code();
+    }
+    match prepare() {
+        Ok(suite) => {
+            let suite = Arc::new(suite);
+            let conclusion = libtest_mimic::run(&arguments, trials(Some(&suite)));
+            let failed = conclusion.has_failed();
+            // A failed run leaves the box up for a look at it; `cargo box --dir … down` takes it away.
+            let down = if failed { Ok(()) } else { suite.cluster.down() };
+            if let Err(error) = down {
+                eprintln!("error: taking the box down: {error:#}");
+                return ExitCode::FAILURE;
+            }
+            conclusion.exit_code()
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare() -> anyhow::Result<Suite> {
+    let progress = Progress::visible();
+    let binaries = progress.stage("programs built", Binaries::build)?;
+    let models = progress.stage("models trained and damaged", || Models::ensure(&binaries.worker))?;
+    let cluster = Cluster::up(&config()?, &progress)?;
+    cluster.enter_netns()?;
+    let images = progress.stage("images loaded", || Images::load(&cluster, &binaries, &models))?;
+    progress.stage("operator installed", || Install::on_box(&cluster, &images))?;
+    block_on(stand::edge(&cluster))?;
+    Ok(Suite { cluster, images, models })
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
+    macro_rules! trial {
+        ($path:path) => {{
+            let suite = suite.cloned();
+            Trial::test(stringify!($path).replace("::", "/"), move || {
+                let suite = suite.ok_or("no cluster")?;
+                block_on($path(suite)).map_err(|error| Failed::from(format!("{error:#}")))
+            })
+        }};
+    }
+    vec![
+        trial!(crds::cases_get_the_answer_that_they_name),
+        trial!(admission::only_the_operator_changes_weights),
+        trial!(admission::epochs_sums_and_latches_bind_the_operator_too),
+        trial!(bad_input::a_missing_gate_is_named_and_recovers),
+        trial!(bad_input::a_missing_route_is_named_and_recovers),
+        trial!(bad_input::the_second_rollout_on_a_route_is_refused),
+        trial!(bad_input::a_missing_probe_set_moves_nothing),
+        trial!(bad_input::models_that_cannot_be_compared_get_no_traffic),
+        trial!(bad_input::a_truncated_model_is_named_and_rolled_back),
+        trial!(bad_input::a_claim_with_another_digest_is_refused_and_the_right_one_serves),
+        trial!(bad_input::no_traffic_holds_where_the_gate_says_so),
+        trial!(operator::an_own_route_comes_and_goes_with_the_rollout),
+        trial!(operator::deletion_gives_the_route_back),
+        trial!(operator::a_quiet_cluster_sees_no_write),
+        trial!(operator::verbs_win_and_are_answered),
+        trial!(canary::a_killed_pod_is_seen_by_the_driver),
+        trial!(canary::identical_models_are_promoted),
+        trial!(canary::healthy_is_promoted_damaged_is_rolled_back),
+        trial!(kill::twenty_kills_change_no_end_state),
+    ]
+}
