@@ -133,13 +133,14 @@ impl<'a> Lint<'a> {
         let Strategy::Canary(canary) = &self.rollout.strategy;
         let new = names.get(&model.revision).copied().unwrap_or(0);
         let old = self.old_weight(&model.revision);
-        let candidate = ledger.candidate.as_ref() == Some(&model.revision) && ledger.stable != model.revision;
+        let candidate = ledger.candidate.as_ref() == Some(&model.revision)
+            && ledger.stable != model.revision
+            && self.rollout.baseline.revision != model.revision;
         if candidate && new > old {
             let next = canary.steps.iter().map(|s| s.weight).find(|w| *w > old);
             // A change by hand may be put back upward, to what the last write had.
-            let back = self.stored().is_some_and(|l| {
-                canary.steps.iter().take(l.step as usize).any(|s| s.weight == new) && !self.latched(l)
-            });
+            let reverts = !self.plan.state.reverts.is_empty() && canary.steps.iter().any(|s| s.weight == new);
+            let back = reverts && self.stored().is_some_and(|l| l.step > 0 && !self.latched(l));
             self.demand(next == Some(new) || back, "T4", || format!("{old} to {new} % is no step"));
             let need = (u64::from(model.replicas.max(1)) * u64::from(new)).div_ceil(100);
             let have = u64::from(self.endpoints(&model.revision));
@@ -169,7 +170,8 @@ impl<'a> Lint<'a> {
         if self.rollout.deleting || !on_trial || self.old_weight(model) == 0 || self.endpoints(model) > 0 {
             return;
         }
-        let other = self.endpoints(&ledger.stable) > 0;
+        let fallen = ledger.rollback_of.as_ref().is_some_and(|k| k.revision == ledger.stable);
+        let other = self.endpoints(&ledger.stable) > 0 && !fallen;
         let weight = self.written().map_or(self.old_weight(model), |w| w.weight(model));
         self.demand(!other || weight == 0 || !self.plan.state.reverts.is_empty(), "T3", || {
             format!("{model} has no ready endpoint and keeps {weight} %")

@@ -70,7 +70,7 @@ pub struct Route {
 impl Route {
     /// The weight of a revision's backend, 0 where it has none.
     pub fn weight(&self, revision: &Revision) -> u32 {
-        self.backends.iter().filter(|b| b.name == revision.0).map(|b| b.weight).sum()
+        self.backends.iter().filter(|b| b.name == revision.0).fold(0, |sum: u32, b| sum.saturating_add(b.weight))
     }
 }
 

@@ -20,95 +20,17 @@ mod world;
 
 use bitnet_core::{
     Span, Time,
-    evidence::{Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire},
-    model::{Canary, CanaryStep, DeletionPolicy, Revision, Rollout, RouteTarget, Serving, Settings, Source, Strategy},
+    evidence::{OnInconclusive, OnNoTraffic},
+    model::{Canary, DeletionPolicy, Revision, RouteTarget, Strategy},
     observation::{Verb, VerbRequest},
     plan::{Plan, RouteWrite, Shrink},
     report::Reason,
 };
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
-use world::{Behaviour, World};
-
-fn main_gate() -> Gate {
-    Gate {
-        name: "chat".into(),
-        probes: ProbeSettings {
-            config_map: "chat-probes".into(),
-            key: "prompts.jsonl".into(),
-            per_tick: 8,
-            max_tokens: 16,
-            positions: 8,
-            pairs: 8,
-            pair_tokens: 8,
-        },
-        preflight: 48,
-        interval: Span::seconds(2),
-        warmup: Span::seconds(10),
-        min_mean: 0.95,
-        tail_min: 0.90,
-        tail_share: 0.05,
-        max_ratio: 1.5,
-        percentiles: Percentiles { body: true, p95: true, p99: false },
-        max_excess: 0.02,
-        alpha_rollback: 0.01,
-        alpha_promote: 0.05,
-        min_samples: 200,
-        deadline: Span::seconds(600),
-        on_inconclusive: OnInconclusive::Hold,
-        on_no_traffic: OnNoTraffic::Probe,
-        tripwire: Tripwire { error_rate: 0.5, min_requests: 20 },
-    }
-}
-
-fn revision(name: &str) -> Revision {
-    Revision(format!("chat-{name:x<10}"))
-}
-
-fn short(name: &str) -> &str {
-    name.strip_prefix("chat-").unwrap_or(name).trim_end_matches('x')
-}
-
-fn serving(name: &str, precision: &str, replicas: u32) -> Serving {
-    Serving {
-        revision: revision(name),
-        source: Source::Image(format!("registry.example/{name}@sha256:00")),
-        precision: precision.into(),
-        pool: "cpu".into(),
-        replicas,
-        settings: Settings { max_batch: 8, batch_wait: Span(10), context_length: None },
-    }
-}
-
-fn rollout() -> Rollout {
-    Rollout {
-        namespace: "team".into(),
-        name: "chat".into(),
-        uid: "5c1f7f0e-0000-4000-8000-000000000001".into(),
-        generation: 1,
-        deleting: false,
-        paused: false,
-        baseline: serving("fp", "fp16", 3),
-        model: serving("fp", "fp16", 3),
-        route: RouteTarget::Adopt { http_route: "chat".into(), rule: None },
-        strategy: Strategy::Canary(Canary { steps: steps("5:20,10:20,20:20,50:20") }),
-        gate: main_gate(),
-        scale_down_delay: Span::seconds(15),
-        progress_deadline: Span::seconds(120),
-        deletion_policy: DeletionPolicy::Delete,
-    }
-}
-
-fn steps(text: &str) -> Vec<CanaryStep> {
-    let step = |s: &str| {
-        let mut parts = s.split(':');
-        CanaryStep {
-            weight: parts.next().unwrap().parse().unwrap(),
-            duration: Span::seconds(parts.next().unwrap().parse().unwrap()),
-            pause: parts.next() == Some("pause"),
-        }
-    };
-    text.split(',').map(step).collect()
-}
+use world::{
+    Behaviour, World,
+    spec::{revision, rollout, serving, short, steps},
+};
 
 /// Fields that later specs take over, by revision name.
 struct Runner {
@@ -275,13 +197,7 @@ impl Runner {
             "delete" => self.world.rollout.deleting = true,
             "verb" => self.verb(rest),
             "kill" => self.world.kill(&revision(rest[0])),
-            "down" | "up" => {
-                let now = self.world.now;
-                for pod in &mut self.world.deployments.get_mut(&revision(rest[0])).unwrap().pods {
-                    pod.down = command == "down";
-                    pod.ready_at = now;
-                }
-            }
+            "down" | "up" => self.world.take(&revision(rest[0]), command == "down"),
             "hand" => {
                 let weight = |w: &&str| w.split_once('=').map(|(n, w)| (revision(n), w.parse().unwrap())).unwrap();
                 let weights: Vec<(Revision, u32)> = rest.iter().map(weight).collect();

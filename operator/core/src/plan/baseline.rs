@@ -27,7 +27,7 @@ pub(super) fn adopt(d: &mut Draft<'_>) {
         return;
     }
     super::capacity::grow(d);
-    if d.paused() {
+    if rollout.paused {
         let text = "spec.paused: the route stays as it is; set it to false to go on";
         d.say(Phase::Paused, note(Reason::Paused, route_object, text));
         return;
@@ -92,38 +92,46 @@ fn first_ledger(d: &Draft<'_>) -> Ledger {
     };
     match &d.plan.state.seen {
         Some(seen) => {
-            let stable = if d.view.serves(&seen.stable) { seen.stable.clone() } else { baseline };
+            let fallen = seen.rollback_of.as_ref().is_some_and(|(r, _)| *r == seen.stable);
+            let stable = if d.view.serves(&seen.stable) && !fallen { seen.stable.clone() } else { baseline };
             ledger.candidate.clone_from(&seen.candidate);
             ledger.attempt = seen.attempt;
             ledger.epoch = foreign.max(seen.epoch).saturating_add(1);
-            ledger.rollback_of = seen.rollback_of.as_ref().map(|(r, n)| rollout.latch_key(r, *n));
-            // What was promoted and is not there any more must be proven again.
-            if ledger.candidate.as_ref() == Some(&seen.stable) && stable != seen.stable {
+            let latch = seen.rollback_of.as_ref().filter(|(r, _)| *r != rollout.baseline.revision);
+            ledger.rollback_of = latch.map(|(r, n)| rollout.latch_key(r, *n));
+            // With the route its verdicts are lost. A latch is remembered; what was on trial, undecided, or promoted and is
+            // not there any more, is a new attempt.
+            let latched = seen.rollback_of.as_ref().is_some_and(|(r, _)| ledger.candidate.as_ref() == Some(r));
+            if !latched && ledger.candidate.as_ref() != Some(&stable) {
                 ledger.candidate = None;
             }
             ledger.stable = stable;
         }
         None => {
-            if let Some(key) = recorded(d) {
-                ledger.candidate = Some(key.revision.clone());
+            if let Some((key, rolled_back)) = recorded(d) {
                 ledger.attempt = key.attempt;
-                ledger.rollback_of = Some(key);
+                if rolled_back {
+                    ledger.candidate = Some(key.revision.clone());
+                    ledger.rollback_of = Some(key);
+                }
             }
         }
     }
     ledger
 }
 
-/// The last attempt of the spec's model that a RolloutDecision says was rolled back.
-fn recorded(d: &Draft<'_>) -> Option<LatchKey> {
+/// The last attempt of the spec's model that a RolloutDecision is about, and whether it was rolled back.
+fn recorded(d: &Draft<'_>) -> Option<(LatchKey, bool)> {
     let rollout = d.view.rollout;
     let decisions = &d.view.obs.decisions;
     if decisions.is_empty() || rollout.model.revision == rollout.baseline.revision {
         return None;
     }
-    (1..=64).rev().map(|n| rollout.latch_key(d.view.model(), n)).find(|key| {
-        let id = decision_id(&rollout.name, key, Verdict::RolledBack);
-        decisions.contains(&id)
+    let is = |key: &LatchKey, verdict| decisions.contains(&decision_id(&rollout.name, key, verdict));
+    (1..=64).rev().map(|n| rollout.latch_key(d.view.model(), n)).find_map(|key| {
+        let fell = is(&key, Verdict::RolledBack);
+        let ended = fell || is(&key, Verdict::Inconclusive) || is(&key, Verdict::Promoted);
+        ended.then_some((key, fell))
     })
 }
 
@@ -134,6 +142,24 @@ pub(super) fn edit_waits(d: &Draft<'_>) -> bool {
     on_trial && !mismatch && d.view.baseline != d.view.rollout.baseline.revision
 }
 
+/// A revision that was rolled back as a candidate is now the spec's baseline: it is the reference by decree. The latch is
+/// lifted by a write of its own that moves no traffic.
+fn lift(d: &mut Draft<'_>, new: &Revision) -> bool {
+    let Some((weights, zeros)) = super::route::at_home(d).then(|| super::route::as_it_is(d)).flatten() else {
+        return false;
+    };
+    d.shift(&weights, &zeros, None, |l| {
+        l.attempt = l.attempt.saturating_add(1);
+        l.rollback_of = None;
+        l.candidate = None;
+        l.step = 0;
+    });
+    let text = "it was rolled back and is now the baseline: its latch is lifted";
+    d.event(false, Reason::Serving, format!("Deployment {new}"), text);
+    d.say(Phase::Progressing, note(Reason::Serving, format!("Deployment {new}"), text));
+    true
+}
+
 /// Rule: an edited baseline takes the old one's traffic once all of its pods are ready.
 pub(super) fn replace(d: &mut Draft<'_>) -> bool {
     let new = d.view.rollout.baseline.revision.clone();
@@ -141,6 +167,9 @@ pub(super) fn replace(d: &mut Draft<'_>) -> bool {
         let text = format!("its place stays with {} until the rollout ends", d.view.baseline);
         d.aside(note(Reason::BaselineEditWaits, format!("Deployment {new}"), text));
         return false;
+    }
+    if d.view.ledger().and_then(|l| l.rollback_of.as_ref()).is_some_and(|k| k.revision == new) {
+        return lift(d, &new);
     }
     if d.view.baseline != new {
         let text = format!("replaces {}: {}", d.view.baseline, d.view.problems(&new));
@@ -150,7 +179,12 @@ pub(super) fn replace(d: &mut Draft<'_>) -> bool {
     }
     let Some(old) = d.view.ledger().map(|l| l.stable.clone()) else { return false };
     let was_baseline = d.view.workload(&old).is_some_and(|w| w.baseline);
-    if old == new || !was_baseline || d.paused() || !super::route::at_home(d) || !d.view.full(&d.view.rollout.baseline)
+    if old == new
+        || old == *d.view.model()
+        || !was_baseline
+        || d.paused()
+        || !super::route::at_home(d)
+        || !d.view.full(&d.view.rollout.baseline)
     {
         return false;
     }

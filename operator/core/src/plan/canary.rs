@@ -29,7 +29,7 @@ pub(super) fn promote(d: &mut Draft<'_>) -> bool {
     if !(at_last && proven) || blocked(d).is_some() {
         return false;
     }
-    if !d.view.full(&d.view.rollout.model) {
+    if !d.view.full(&d.view.rollout.model) || d.view.barred(d.view.model()) {
         return false;
     }
     verdict::promote(d, BY_GATE, "every signal is proven to keep its margin: 100 %, the new stable");
@@ -102,7 +102,7 @@ pub(super) fn advance(d: &mut Draft<'_>) -> bool {
         say_step(d, Phase::Progressing, Reason::Step, &format!("promotion waits for: {missing}"));
         return false;
     };
-    if !d.view.carries(&d.view.rollout.model, next.weight) {
+    if !d.view.carries(&d.view.rollout.model, next.weight) || d.view.barred(d.view.model()) {
         return false;
     }
     let Some(anchor) = d.view.anchor() else { return false };
@@ -217,7 +217,10 @@ pub(super) fn start(d: &mut Draft<'_>) -> bool {
 /// The spec asks for fp16 itself: it is the reference and enough for all traffic, there is nothing to prove.
 fn to_baseline(d: &mut Draft<'_>, anchor: Revision) -> bool {
     let baseline = d.view.baseline.clone();
-    if !d.view.full(&d.view.rollout.baseline) || baseline != d.view.rollout.baseline.revision {
+    if !d.view.full(&d.view.rollout.baseline)
+        || d.view.barred(&baseline)
+        || baseline != d.view.rollout.baseline.revision
+    {
         return false;
     }
     d.shift(&[(baseline.clone(), 100)], &[anchor], None, |l| {

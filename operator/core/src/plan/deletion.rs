@@ -57,7 +57,7 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
         return;
     };
     let alone = d.view.weights().len() == 1 && d.view.weight(&on) == 100;
-    if !alone && d.view.serves(&on) {
+    if !alone && d.view.serves(&on) && !d.view.barred(&on) {
         let weights = [(on.clone(), 100)];
         let Some(old) = d.view.ledger() else { return };
         let mut ledger = old.clone();

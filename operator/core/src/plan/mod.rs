@@ -240,6 +240,8 @@ pub fn plan(rollout: &Rollout, state: &State, observation: &Observation, now: Ti
             (RouteState::Found(_), _) | (RouteState::Missing, RouteTarget::Own { .. })
         );
         verbs::read(&mut d);
+        // The verb's pause ends with the route that it was about: there a `resume` would be void.
+        d.state().paused = false;
         if adopts {
             baseline::adopt(&mut d);
         } else {

@@ -73,13 +73,19 @@ fn candidate_weight(d: &Draft<'_>) -> u32 {
         return 0;
     }
     let seen = d.plan.state.seen.as_ref().filter(|s| s.epoch == ledger.epoch);
-    match (d.by_hand, seen) {
-        (false, _) => d.view.weight(d.view.model()).min(99),
-        (true, Some(seen)) => {
-            seen.weights.iter().filter(|(r, _)| r == d.view.model()).map(|(_, w)| *w).sum::<u32>().min(99)
-        }
-        (true, None) => 0,
+    let now = d.view.weight(d.view.model()).min(99);
+    if !d.by_hand {
+        return now;
     }
+    let Some(had) = seen.and_then(|s| s.weights.iter().find(|(r, _)| r == d.view.model())).map(|(_, w)| *w) else {
+        return 0;
+    };
+    if had <= now {
+        return if d.view.serves(d.view.model()) { had } else { 0 };
+    }
+    // What was taken away by hand comes back as a step of the list that the pods can carry, or not at all.
+    let step = d.view.canary().steps.iter().map(|s| s.weight).filter(|w| *w <= had).max().unwrap_or(0).min(99);
+    if d.view.carries(&d.view.rollout.model, step) && !d.view.barred(d.view.model()) { step } else { 0 }
 }
 
 /// The weights that are in order now; `None`: nobody can serve.
@@ -91,6 +97,11 @@ fn in_order(d: &Draft<'_>) -> Option<Vec<(Revision, u32)>> {
         weights.push((d.view.model().clone(), weight));
     }
     Some(weights)
+}
+
+/// The weights that are in order now and the candidate's ref: a write that moves no traffic.
+pub(super) fn as_it_is(d: &Draft<'_>) -> Option<(Vec<(Revision, u32)>, Vec<Revision>)> {
+    Some((in_order(d)?, d.view.ledger()?.candidate.iter().cloned().collect()))
 }
 
 /// Traffic is where it belongs.

@@ -143,7 +143,7 @@ fn refuse_promotion(d: &Draft<'_>) -> Option<String> {
     if let Some(why) = d.plan.state.attempt.as_ref().and_then(|a| a.mismatch.as_ref()) {
         return Some(format!("refused: the models cannot be compared ({why}), so they cannot replace each other"));
     }
-    if !d.view.full(model) {
+    if !d.view.full(model) || d.view.barred(&model.revision) {
         let problems = d.view.problems(&model.revision);
         return Some(format!("refused: 100 % needs {} ready pods, {problems}; ask again then", d.view.wanted(model)));
     }
@@ -156,7 +156,7 @@ pub(super) fn stop(d: &mut Draft<'_>) -> bool {
         return false;
     };
     let by = shortened(&request.by, 64);
-    let to_fp16 = request.verb == Verb::Rollback && d.view.serves(&d.view.baseline);
+    let to_fp16 = request.verb == Verb::Rollback && d.view.fits(&d.view.baseline);
     let target = if to_fp16 { Some(d.view.baseline.clone()) } else { d.view.anchor() };
     // Nothing was proven about the revision that serves: without fp16 there is nowhere to go back to.
     let stuck =

@@ -58,6 +58,15 @@ pub(super) fn roll_back(d: &mut Draft<'_>, fall: &Fall) {
         d.say(Phase::Degraded, note(Reason::NoBackend, object, text));
         return;
     };
+    if model == d.view.baseline {
+        // The spec asks for fp16 itself: it is the place to go back to, and nothing to latch.
+        let stable = fall.to_fp16.then(|| d.view.baseline.clone());
+        d.shift(&[(target.clone(), 100)], &[], None, |l| l.stable = stable.unwrap_or_else(|| l.stable.clone()));
+        let reason = note(fall.reason, object, format!("{}: all traffic to {target}", fall.words));
+        d.event(true, reason.reason, reason.object.clone(), reason.message.clone());
+        d.say(Phase::RollingBack, reason);
+        return;
+    }
     let key = d.view.key();
     let words = format!("{}: all traffic to {target}", fall.words);
     let reason = note(fall.reason, object, words);

@@ -55,7 +55,9 @@ impl<'a> View<'a> {
             return None;
         }
         let old = |(revision, w): (&'a Revision, &'a Workload)| {
-            (w.baseline && w.replicas.is_some() && *revision != spec.revision).then_some(revision)
+            // What the spec asks for as the model stays for that reason, also if it was the baseline once.
+            let other = *revision != spec.revision && revision != self.model();
+            (w.baseline && w.replicas.is_some() && other).then_some(revision)
         };
         let mut olds: Vec<&Revision> = self.obs.workloads.iter().filter_map(old).collect();
         // Stable first, then one that can serve, then by name.
@@ -138,17 +140,26 @@ impl<'a> View<'a> {
         weights
     }
 
+    /// A write may not raise this revision's weight: it was rolled back, and the latch is not lifted yet.
+    pub(super) fn barred(&self, revision: &Revision) -> bool {
+        let latched = self.ledger().and_then(|l| l.rollback_of.as_ref()).is_some_and(|k| k.revision == *revision);
+        latched && self.weight(revision) < 100
+    }
+
+    /// It can serve, and a write may give it traffic.
+    pub(super) fn fits(&self, revision: &Revision) -> bool {
+        self.serves(revision) && !self.barred(revision)
+    }
+
     /// Where the traffic belongs that is not the candidate's: stable, or fp16 while stable has no ready endpoint (and
     /// until it has been back for a while). `None`: nobody can serve.
     pub(super) fn anchor(&self) -> Option<Revision> {
         let stable = &self.ledger()?.stable;
-        if self.serves(stable) && (self.weight(stable) > 0 || !self.serves(&self.baseline) || self.settled(stable)) {
+        let fits = |r: &Revision| self.fits(r);
+        if fits(stable) && (self.weight(stable) > 0 || !fits(&self.baseline) || self.settled(stable)) {
             return Some(stable.clone());
         }
-        if self.serves(&self.baseline) {
-            return Some(self.baseline.clone());
-        }
-        None
+        fits(&self.baseline).then(|| self.baseline.clone())
     }
 
     pub(super) fn standing(&self) -> Option<Standing> {
@@ -156,7 +167,8 @@ impl<'a> View<'a> {
         if ledger.stable == *self.model() {
             return Some(Standing::Settled);
         }
-        if ledger.candidate.as_ref() != Some(self.model()) {
+        // fp16 itself is never on trial: it has nothing to prove.
+        if ledger.candidate.as_ref() != Some(self.model()) || *self.model() == self.rollout.baseline.revision {
             return Some(Standing::Next);
         }
         let key = self.rollout.latch_key(self.model(), ledger.attempt);

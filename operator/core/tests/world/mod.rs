@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "two test files share it and use different parts")]
 
+pub(crate) mod spec;
 mod workers;
 
 pub(crate) use workers::{Behaviour, Rng};
@@ -15,7 +16,7 @@ use bitnet_core::{
         Backend, Comparable, Ledger, Live, Observation, Pod, ProbeOutcome, Route, RouteState, Sample, StoredDecision,
         VerbRequest, Workload,
     },
-    plan::{Plan, ProbeJob, RouteWrite, Shrink, State, plan, tick_due},
+    plan::{DRAIN, Plan, ProbeJob, RouteWrite, Shrink, State, Verdict, plan, tick_due},
 };
 use std::collections::BTreeMap;
 
@@ -69,6 +70,12 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     /// Route writes of ours so far.
     pub(crate) writes: u32,
+    /// Verdicts that nobody asked for, by latch key: at most one each.
+    verdicts: BTreeMap<String, Verdict>,
+    /// Since when the gateway has given a revision that had traffic none any more; `None`: it still does.
+    idle_since: BTreeMap<Revision, Option<Time>>,
+    /// Times of the last route writes.
+    written_at: Vec<Time>,
     report: Option<bitnet_core::report::Report>,
     /// Patches of status so far.
     pub(crate) patches: u32,
@@ -84,16 +91,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(rollout: Rollout, seed: u64) -> Self {
-        let route = matches!(rollout.route, RouteTarget::Adopt { .. }).then(|| Route {
-            uid: "route-uid".into(),
-            resource_version: "1".into(),
-            accepted: true,
-            acceptance_message: String::new(),
-            backends: vec![Backend { name: "old-service".into(), weight: 1 }],
-            ledger: None,
-            owned: false,
-            originals_ready: None,
-        });
+        let route = Self::users_route(&rollout);
         Self {
             now: Time(1_000_000_000_000),
             rollout,
@@ -117,6 +115,9 @@ impl World {
             scraped: None,
             rng: Rng(seed),
             writes: 0,
+            verdicts: BTreeMap::new(),
+            idle_since: BTreeMap::new(),
+            written_at: Vec::new(),
             report: None,
             patches: 0,
             most: BTreeMap::new(),
@@ -160,6 +161,40 @@ impl World {
             route.accepted = false;
         }
         self.accepts_at = self.acceptance.map(|a| at + a);
+    }
+
+    /// Pods of a revision stop being ready, or are ready again from now on.
+    pub(crate) fn take(&mut self, revision: &Revision, down: bool) {
+        let now = self.now;
+        if let Some(deployment) = self.deployments.get_mut(revision) {
+            for pod in deployment.pods.iter_mut().filter(|p| p.down != down) {
+                pod.down = down;
+                pod.ready_at = now;
+            }
+        }
+    }
+
+    /// Somebody deletes the route.
+    pub(crate) fn lose_route(&mut self) {
+        self.route = None;
+    }
+
+    /// Its owner makes a route that was deleted anew, as it was at first.
+    pub(crate) fn restore_route(&mut self) {
+        if self.route.is_none() && matches!(self.rollout.route, RouteTarget::Adopt { .. }) {
+            self.route = Self::users_route(&self.rollout);
+            self.originals.clear();
+        }
+    }
+
+    fn users_route(rollout: &Rollout) -> Option<Route> {
+        matches!(rollout.route, RouteTarget::Adopt { .. }).then(|| Route {
+            uid: "route-uid".into(),
+            resource_version: "1".into(),
+            accepted: true,
+            backends: vec![Backend { name: "old-service".into(), weight: 1 }],
+            ..Route::default()
+        })
     }
 
     /// The gateway stops accepting, or goes on (also with what was written meanwhile).
@@ -217,6 +252,15 @@ impl World {
             self.accepts_at = None;
         }
         let now = self.now;
+        if let Some(route) = self.route.as_ref().filter(|r| r.accepted && r.ledger.is_some()) {
+            for revision in self.deployments.keys() {
+                if route.weight(revision) > 0 {
+                    self.idle_since.insert(revision.clone(), None);
+                } else if let Some(since) = self.idle_since.get_mut(revision) {
+                    since.get_or_insert(now);
+                }
+            }
+        }
         for (revision, deployment) in &mut self.deployments {
             let after = self.behaviours.get(revision).map_or(Span::seconds(3), |b| b.ready_after);
             deployment.pods.truncate(deployment.replicas as usize);
@@ -390,9 +434,13 @@ impl World {
                 return;
             }
             match shrink {
-                Shrink::ToZero(r) => self.scale(r, 0),
+                Shrink::ToZero(r) => {
+                    self.drained(r);
+                    self.scale(r, 0);
+                }
                 Shrink::To(r, n) => self.scale(r, *n),
                 Shrink::Delete(r) => {
+                    self.drained(r);
                     self.deployments.remove(r);
                 }
                 Shrink::Orphan(r) => {
@@ -419,6 +467,14 @@ impl World {
         self.verbs.retain(|v| !plan.answered.iter().any(|a| a.id == v.id && a.verb == v.verb));
     }
 
+    /// Nothing goes whose last request may still be on its way.
+    fn drained(&self, revision: &Revision) {
+        assert_eq!(self.weight(revision), 0, "{revision} goes with traffic");
+        if let Some(idle) = self.idle_since.get(revision) {
+            assert!(idle.is_some_and(|t| self.now - t >= DRAIN), "{revision} goes before it is drained");
+        }
+    }
+
     fn scale(&mut self, revision: &Revision, replicas: u32) {
         if let Some(d) = self.deployments.get_mut(revision) {
             d.replicas = replicas;
@@ -429,6 +485,9 @@ impl World {
     fn write(&mut self, write: &RouteWrite) {
         self.writes += 1;
         let now = self.now;
+        self.written_at.retain(|t| now - *t < Span::seconds(10));
+        self.written_at.push(now);
+        assert!(self.written_at.len() <= 12, "the route is written in a loop");
         match write {
             RouteWrite::Create { backends, ledger } => {
                 assert!(self.route.is_none(), "created twice");
@@ -438,6 +497,10 @@ impl World {
             RouteWrite::Set { backends, ledger, adopt, decision } => {
                 let mut ledger = ledger.clone();
                 if let Some(d) = decision {
+                    if matches!(d.by.as_str(), "gate" | "deadline") {
+                        let before = self.verdicts.insert(d.key.to_string(), d.verdict);
+                        assert_eq!(before, None, "a second verdict on {}", d.key);
+                    }
                     ledger.decision = Some(StoredDecision {
                         id: d.id.clone(),
                         verdict: d.verdict,
