@@ -45,3 +45,38 @@ pub fn error_excess(alpha: f64, candidate: f64, stable: f64, margin: f64) -> Opt
 fn count(n: f64) -> Option<u64> {
     (n.is_finite() && n < 1e12).then(|| n.ceil() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Within 30 % of what simulation found (the second number of each pair).
+    #[test]
+    fn forecasts_are_near_what_simulation_found() {
+        let near = |found: Option<u64>, simulated: f64| {
+            let found = found.expect("a gap has a forecast") as f64;
+            assert!((found / simulated).ln().abs() < 1.35f64.ln(), "{found}, simulated {simulated}");
+        };
+        // Mean cosine under .95 by .005, .01, .02 (standard deviation .03), and over it by .005, .015 (.025).
+        for (gap, simulated) in [(0.005, 410.0), (0.01, 100.0), (0.02, 30.0)] {
+            near(bounded_mean(0.01, gap, 0.0009, 0.05), simulated);
+        }
+        for (gap, simulated) in [(0.005, 889.0), (0.015, 290.0)] {
+            near(bounded_mean(0.05, gap, 0.000_625, 0.95), simulated);
+        }
+        // A tenth of the prompts in a tail that may hold a twentieth.
+        near(share(0.01, 0.1, 0.05), 264.0);
+        // Equal arms with .2 % errors, excess .002: requests per arm.
+        near(error_excess(0.05, 0.002, 0.002, 0.002), 7_100.0);
+    }
+
+    #[test]
+    fn without_a_gap_there_is_no_forecast() {
+        assert_eq!(bounded_mean(0.05, 0.0, 0.01, 0.5), None);
+        assert_eq!(bounded_mean(0.05, f64::NAN, 0.01, 0.5), None);
+        assert_eq!(share(0.05, 0.05, 0.05), None);
+        assert_eq!(votes(0.05, 0.0, 0.25), None);
+        assert_eq!(error_excess(0.05, 0.022, 0.002, 0.02), None);
+        assert_eq!(bounded_mean(0.05, 1e-9, 0.01, 0.5), None, "no number of samples that anyone will see");
+    }
+}

@@ -151,3 +151,42 @@ fn crossing(excess: &impl Fn(f64) -> f64, outside: f64, inside: f64) -> Option<f
     }
     Some(f64::midpoint(a, b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_counts_have_an_interval_around_their_share() {
+        for n in [1, 2, 10, 1_000, 10_000_000, 1 << 50] {
+            for part in [0.0, 1e-6, 0.3, 0.5, 0.999, 1.0] {
+                let successes = (n as f64 * part) as u64;
+                let (low, high) = share_interval(successes, n, 0.05);
+                let share = successes as f64 / n as f64;
+                assert!(0.0 <= low && low <= share && share <= high && high <= 1.0, "{successes} of {n}: {low} {high}");
+            }
+        }
+        assert_eq!(share_interval(0, 0, 0.05), (0.0, 1.0));
+        assert_eq!(share_interval(7, 3, 0.05), share_interval(3, 3, 0.05));
+    }
+
+    #[test]
+    fn more_data_narrow_a_mean() {
+        let mut sequence = MeanSequence::default();
+        assert_eq!((sequence.mean(), sequence.variance(), sequence.interval(0.05)), (None, None, (0.0, 1.0)));
+        let mut widths = Vec::new();
+        for i in 0..2_000 {
+            sequence.add(if i % 2 == 0 { 0.9 } else { 1.0 }, 0.05);
+            if [50, 500, 1_999].contains(&i) {
+                let (low, high) = sequence.interval(0.05);
+                assert!(low < 0.95 && high > 0.95);
+                widths.push(high - low);
+            }
+        }
+        assert!(widths[0] > widths[1] && widths[1] > widths[2] && widths[2] < 0.05, "{widths:?}");
+        assert!((sequence.variance().unwrap() - 0.0025).abs() < 1e-5);
+        assert_eq!(sequence.count(), 2_000);
+        sequence.add(f64::NAN, 0.05);
+        assert!(sequence.interval(0.05).0.is_finite());
+    }
+}
