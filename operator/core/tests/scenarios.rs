@@ -16,6 +16,8 @@
 //! Fields: `phase`, `reason`, `weight.NAME`, `most.NAME`, `pods.NAME`, `writes`, `patches`, `stable`, `attempt`, `gone`,
 //! `decisions`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
 
+#![allow(clippy::unwrap_used, reason = "a script that cannot be read fails its test")]
+
 mod world;
 
 use bitnet_core::{
@@ -277,7 +279,7 @@ impl Runner {
     }
 
     fn worker(&mut self, name: &str, settings: &[&str]) {
-        let b = self.world.behaviours.entry(revision(name)).or_insert_with(Behaviour::default);
+        let b = self.world.behaviours.entry(revision(name)).or_default();
         for setting in settings {
             let (key, value) = setting.split_once('=').expect("KEY=VALUE");
             let number = || value.parse::<f64>().unwrap();
@@ -304,7 +306,7 @@ impl Runner {
         let place = if model { &mut rollout.model } else { &mut rollout.baseline };
         *place = serving(name, precision, place.replicas);
         rollout.generation += 1;
-        self.world.behaviours.entry(revision(name)).or_insert_with(Behaviour::default);
+        self.world.behaviours.entry(revision(name)).or_default();
     }
 
     fn verb(&mut self, words: &[&str]) {
@@ -350,7 +352,7 @@ fn scenario(path: &Path) -> String {
 fn scripted_scenarios_go_as_recorded() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
-    let only = std::env::var("SCENARIO").ok();
+    let only = std::env::var_os("SCENARIO").map(|s| s.to_string_lossy().into_owned());
     let mut paths: Vec<_> = fs::read_dir(&dir)
         .unwrap()
         .map(|e| e.unwrap().path())

@@ -90,11 +90,15 @@ impl Attempt {
         self.tick.saturating_sub(self.excused)
     }
 
-    /// A new test: what was gathered is void, the next budget is half, the deadline starts anew.
-    pub(super) fn reconfigure(&mut self) {
+    /// A new test: the evidence starts again, the next budget is half, the deadline starts anew. What was rejected
+    /// before stays rejected.
+    fn reconfigure(&mut self, gate: &Gate) {
         self.reconfigurations = self.reconfigurations.saturating_add(1);
         self.excused = self.tick;
-        self.evidence = None;
+        let gate = effective(gate, self.reconfigurations);
+        if let Some(evidence) = &mut self.evidence {
+            evidence.renew(&gate);
+        }
     }
 }
 
@@ -121,12 +125,15 @@ fn take_tick(d: &mut Draft<'_>) {
         d.state().attempt = Some(attempt);
         return;
     }
-    let current = effective(&rollout.gate, attempt.reconfigurations);
+    let tests = attempt.reconfigurations;
+    let current = effective(&rollout.gate, tests);
     if attempt.evidence.as_ref().is_some_and(|e| !e.is_of(&current)) {
-        attempt.reconfigure();
+        attempt.reconfigure(&rollout.gate);
     }
     let probes = take_probes(d, &mut attempt, &sample);
-    tell_restart(d, &attempt);
+    if attempt.reconfigurations != tests {
+        tell_restart(d, &attempt);
+    }
     attempt.tick = attempt.tick.saturating_add(1);
     // One tick however late it is; a tick that is only a little late does not move the ones after it.
     attempt.last_tick = if late.0 < interval.0.saturating_mul(2) { attempt.last_tick + interval } else { now };
@@ -174,14 +181,12 @@ fn compare_identities(d: &mut Draft<'_>, attempt: &mut Attempt, sample: &Sample)
 
 /// A gate with other parameters or another probe set is another test.
 fn tell_restart(d: &mut Draft<'_>, attempt: &Attempt) {
-    if attempt.evidence.is_none() && attempt.tick > 0 {
-        let text = format!(
-            "the gate's parameters or the probe set changed: a new test begins, at 1/{} of the error budget",
-            1u64 << attempt.reconfigurations.min(60)
-        );
-        let gate = format!("QualityGate {}", d.view.rollout.gate.name);
-        d.event(false, Reason::Reconfigured, gate, text);
-    }
+    let text = format!(
+        "the gate's parameters or the probe set changed: a new test begins, at 1/{} of the error budget",
+        1u64 << attempt.reconfigurations.min(60)
+    );
+    let gate = format!("QualityGate {}", d.view.rollout.gate.name);
+    d.event(false, Reason::Reconfigured, gate, text);
 }
 
 /// What the finished comparison brought, where it counts.
@@ -199,13 +204,13 @@ fn take_probes(d: &mut Draft<'_>, attempt: &mut Attempt, sample: &Sample) -> Opt
         }
         ProbeOutcome::Done(probes) => {
             attempt.job = None;
-            counted(attempt, probes).then(|| probes.clone())
+            counted(attempt, &d.view.rollout.gate, probes).then(|| probes.clone())
         }
     }
 }
 
 /// Results count that come whole, from the pinned probe set, with at least half of their prompts.
-fn counted(attempt: &mut Attempt, probes: &Probes) -> bool {
+fn counted(attempt: &mut Attempt, gate: &Gate, probes: &Probes) -> bool {
     attempt.probe_set_missing = probes.probe_set.is_empty();
     if probes.probe_set.is_empty() || probes.probe_set.len() > 128 {
         return false;
@@ -218,7 +223,7 @@ fn counted(attempt: &mut Attempt, probes: &Probes) -> bool {
             }
             // The second in a row: the set was changed on purpose. From here on it is the one that counts.
             attempt.probe_set = attempt.other_probe_set.take();
-            attempt.reconfigure();
+            attempt.reconfigure(gate);
         }
         Some(_) => attempt.other_probe_set = None,
         None => attempt.probe_set = Some(probes.probe_set.clone()),

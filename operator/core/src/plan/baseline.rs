@@ -145,10 +145,8 @@ pub(super) fn edit_waits(d: &Draft<'_>) -> bool {
 /// A revision that was rolled back as a candidate is now the spec's baseline: it is the reference by decree. The latch is
 /// lifted by a write of its own that moves no traffic.
 fn lift(d: &mut Draft<'_>, new: &Revision) -> bool {
-    let Some((weights, zeros)) = super::route::at_home(d).then(|| super::route::as_it_is(d)).flatten() else {
-        return false;
-    };
-    d.shift(&weights, &zeros, None, |l| {
+    let Some(weights) = super::route::as_it_is(d) else { return false };
+    d.shift(&weights, &[], None, |l| {
         l.attempt = l.attempt.saturating_add(1);
         l.rollback_of = None;
         l.candidate = None;

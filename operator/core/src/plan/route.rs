@@ -99,9 +99,9 @@ fn in_order(d: &Draft<'_>) -> Option<Vec<(Revision, u32)>> {
     Some(weights)
 }
 
-/// The weights that are in order now and the candidate's ref: a write that moves no traffic.
-pub(super) fn as_it_is(d: &Draft<'_>) -> Option<(Vec<(Revision, u32)>, Vec<Revision>)> {
-    Some((in_order(d)?, d.view.ledger()?.candidate.iter().cloned().collect()))
+/// The weights of a write that moves no traffic, where it is where it belongs.
+pub(super) fn as_it_is(d: &Draft<'_>) -> Option<Vec<(Revision, u32)>> {
+    in_order(d).filter(|_| at_home(d))
 }
 
 /// Traffic is where it belongs.
@@ -178,9 +178,9 @@ fn may_revert(d: &mut Draft<'_>, name: &str) -> bool {
     let first = d.plan.state.reverts.first().copied();
     let changed = since(note(Reason::WeightsChanged, object, text), first);
     if revert {
-        d.aside(changed)
+        d.aside(changed);
     } else {
-        d.say(Phase::Degraded, changed)
+        d.say(Phase::Degraded, changed);
     }
     revert
 }

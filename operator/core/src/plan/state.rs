@@ -85,7 +85,7 @@ pub struct Attempt {
     pub mismatch: Option<String>,
     /// Reconfigurations so far: the k-th test runs at alpha / 2^k.
     pub reconfigurations: u32,
-    /// The sequential evidence; `None`: it starts (again) with the next tick.
+    /// The sequential evidence; `None` before the first tick.
     pub evidence: Option<Evidence>,
 }
 

@@ -29,8 +29,7 @@ fn workload(ready: bool, problem: Option<&str>) -> Workload {
 /// Plans against a world and renders its status, as a reconcile does.
 fn status_of(world: &World, old: &ModelRolloutStatus, now: Time) -> ModelRolloutStatus {
     let rollout = fake::rollout();
-    let hash = rollout.gate.parameters_hash();
-    let state = old.evidence.as_ref().map_or_else(State::default, |text| State::decode(text, &hash).unwrap());
+    let state = old.evidence.as_ref().map_or_else(State::default, |text| State::decode(text).unwrap());
     let plan = plan(&rollout, &state, &world.observation, now);
     let state = &world.observation.route;
     render(&Facts { rollout: &rollout, old, world, plan: &plan, route: &world.route, state, failures: &[], now })
