@@ -12,3 +12,20 @@ pub fn all() -> [(&'static str, CustomResourceDefinition); 3] {
         ("rolloutdecisions.yaml", RolloutDecision::crd()),
     ]
 }
+
+/// First line of the files that are made from them.
+pub const HEADER: &str = "# Written by `cargo run -p bitnet-api --example crds`; do not edit.\n";
+
+/// The files that are made from them: path from the repository's root, and what is in it as YAML after [`HEADER`].
+/// `crds/` is for `kubectl apply`; the chart's copies stay when it is uninstalled, because a definition takes all objects
+/// of its kind with it.
+pub fn files() -> Vec<(String, CustomResourceDefinition)> {
+    let mut files = Vec::new();
+    for (file, crd) in all() {
+        let mut kept = crd.clone();
+        kept.metadata.annotations = Some([("helm.sh/resource-policy".to_owned(), "keep".to_owned())].into());
+        files.push((format!("crds/{file}"), crd));
+        files.push((format!("charts/bitnet-rollouts-crds/templates/{file}"), kept));
+    }
+    files
+}

@@ -9,6 +9,8 @@ pub mod route {
     pub const ROLLOUT: &str = "rollouts.bitnet.dev/rollout";
     /// Name of the managed rule; without it, the rule is the first one.
     pub const RULE: &str = "rollouts.bitnet.dev/rule";
+    /// Names of rules derived from the managed one, separated by commas; the admission policy treats them alike.
+    pub const DERIVED_RULES: &str = "rollouts.bitnet.dev/derived-rules";
     /// The revision that was promoted last.
     pub const STABLE: &str = "rollouts.bitnet.dev/stable";
     /// The revision on trial, or judged last.
