@@ -30,7 +30,7 @@ use bitnet_core::{
 };
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use world::{
-    Behaviour, World,
+    World,
     spec::{revision, rollout, serving, short, steps},
 };
 

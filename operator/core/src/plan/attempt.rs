@@ -211,7 +211,8 @@ fn take_probes(d: &mut Draft<'_>, attempt: &mut Attempt, sample: &Sample) -> Opt
 
 /// Results count that come whole, from the pinned probe set, with at least half of their prompts.
 fn counted(attempt: &mut Attempt, gate: &Gate, probes: &Probes) -> bool {
-    attempt.probe_set_missing = probes.probe_set.is_empty();
+    // Without a set nothing was drawn; an answer that cannot be used has drawn and names none.
+    attempt.probe_set_missing = probes.probe_set.is_empty() && probes.drawn == 0;
     if probes.probe_set.is_empty() || probes.probe_set.len() > 128 {
         return false;
     }

@@ -66,7 +66,10 @@ fn write(d: &mut Draft<'_>, route_object: &str) {
     d.plan.shift = Some(if missing {
         RouteWrite::Create { backends, ledger }
     } else {
-        RouteWrite::Set { backends, ledger, adopt: true, decision: None }
+        // Backends that are ours already (somebody removed the annotations) are no originals to go back to.
+        let listed = d.view.route().map(|r| r.backends.as_slice()).unwrap_or_default();
+        let ours = !listed.is_empty() && listed.iter().all(|b| d.view.workload(&Revision(b.name.clone())).is_some());
+        RouteWrite::Set { backends, ledger, adopt: !ours, decision: None }
     });
     let text = format!("taken over, {home} at 100 %");
     d.event(false, Reason::Adopted, route_object, text.clone());

@@ -234,3 +234,85 @@ fn read_attempt(r: &mut Reader, last: &mut String) -> Result<Attempt, CodecError
     a.evidence = r.option(Evidence::decode_from)?;
     Ok(a)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest state that names and texts of full length give.
+    fn largest() -> State {
+        let rollout = "r".repeat(52);
+        let revision = |n: u32| Revision(format!("{rollout}-{n:010}"));
+        let pod = format!("{}-{}", revision(2), "p".repeat(17));
+        let mut attempt = Attempt::begin(revision(2), u32::MAX, revision(1), Time(i64::MAX));
+        attempt.tick = u32::MAX;
+        attempt.excused = u32::MAX;
+        attempt.last_pod.clone_from(&pod);
+        attempt.step_since = Some(Time(i64::MIN));
+        attempt.job = Some(ProbeJob {
+            key: "k".repeat(64),
+            tick: u32::MAX,
+            pod,
+            candidate: revision(2),
+            baseline: revision(1),
+            stable: revision(3),
+            attempt: u32::MAX,
+        });
+        attempt.probe_set = Some("a".repeat(64));
+        attempt.other_probe_set = Some("b".repeat(64));
+        attempt.mismatch = Some("m".repeat(LONGEST));
+        State {
+            attempt: Some(attempt),
+            waiting_since: Some(Time(i64::MAX)),
+            confirmed_at: Some(Time(i64::MAX)),
+            confirmed_epoch: u64::MAX,
+            paused: true,
+            verbs: (0..8).map(|n| format!("{n:016x}")).collect(),
+            seen: Some(Seen {
+                epoch: u64::MAX,
+                stable: revision(3),
+                candidate: Some(revision(2)),
+                attempt: u32::MAX,
+                rollback_of: Some((revision(4), u32::MAX)),
+                weights: vec![(revision(3), 95), (revision(2), 5), (revision(1), 0)],
+            }),
+            reverts: vec![Time(i64::MAX); 3],
+            released_at: Some(Time(i64::MAX)),
+        }
+    }
+
+    #[test]
+    fn the_largest_state_leaves_room_for_the_evidence() {
+        // A pair that cannot be compared is asked nothing any more: there is a mismatch or a job.
+        for comparable in [true, false] {
+            let mut state = largest();
+            let attempt = state.attempt.as_mut().unwrap();
+            if comparable {
+                attempt.mismatch = None;
+            } else {
+                attempt.job = None;
+            }
+            let text = state.encode("00000000000000ff");
+            assert_eq!(State::decode(&text), Ok(state));
+            let bytes = text.len() * 3 / 4;
+            assert!(bytes + Evidence::MAX_BYTES <= 4096 / 4 * 3, "{bytes} bytes beside the evidence");
+        }
+    }
+
+    #[test]
+    fn another_format_and_cut_texts_are_refused() {
+        let text = largest().encode("0");
+        assert!(matches!(State::decode(&text[..text.len() / 2]), Err(StateError::Garbled(_))));
+        assert!(matches!(State::decode(""), Err(StateError::Garbled(_))));
+        assert_eq!(State::decode("/w"), Err(StateError::Version { found: 255, expected: 1 }));
+    }
+
+    #[test]
+    fn longer_texts_of_others_are_cut_on_a_character() {
+        let mut state = largest();
+        let attempt = state.attempt.as_mut().unwrap();
+        attempt.mismatch = Some("ü".repeat(LONGEST));
+        let back = State::decode(&state.encode("0")).unwrap().attempt.unwrap();
+        assert_eq!(back.mismatch, Some("ü".repeat(LONGEST / 2)));
+    }
+}
