@@ -20,6 +20,8 @@ pub(super) struct Sequence<C> {
     scores: Vec<f32>,
     alone: bool,
     queued: Option<Duration>,
+    /// When the last event was about to be sent.
+    spoke: Instant,
 }
 
 /// Tokens and logits rows of one turn, owned for the time of a pass.
@@ -35,13 +37,13 @@ pub(super) struct Batch<N: Network> {
     running: Vec<Sequence<N::Cache>>,
     /// Prompt tokens that one pass may read, so that a long prompt does not stall the others.
     chunk: usize,
-    /// End of the last pass.
-    last_pass: Option<Instant>,
+    /// Until when the last pass worked for anybody: a job that arrives later shares nothing with those before it.
+    worked_until: Option<Instant>,
 }
 
 impl<N: Network> Batch<N> {
     pub(super) fn new(network: N, chunk: usize) -> Self {
-        Self { network, running: Vec::new(), chunk: chunk.max(1), last_pass: None }
+        Self { network, running: Vec::new(), chunk: chunk.max(1), worked_until: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -65,10 +67,22 @@ impl<N: Network> Batch<N> {
                 (needed.min(job.prompt.len()), 0, Sampler::new(super::Sampling::GREEDY), scores)
             }
         };
-        let alone = self.last_pass.is_none_or(|end| end <= job.arrival);
+        let alone = self.worked_until.is_none_or(|end| end <= job.arrival);
+        let spoke = job.arrival;
         let cache = self.network.new_cache(prompt + room);
-        let sequence =
-            Sequence { job, cache, read: 0, prompt, last: 0, generated: 0, sampler, scores, alone, queued: None };
+        let sequence = Sequence {
+            job,
+            cache,
+            read: 0,
+            prompt,
+            last: 0,
+            generated: 0,
+            sampler,
+            scores,
+            alone,
+            queued: None,
+            spoke,
+        };
         self.running.push(sequence);
     }
 
@@ -105,12 +119,17 @@ impl<N: Network> Batch<N> {
             }
             Err(reason) => {
                 for planned in &plan {
-                    self.running[planned.sequence].send(Event::Failed(Failure::Forward { reason: reason.clone() }));
+                    self.running[planned.sequence].fail(Failure::Forward { reason: reason.clone() });
                     done.push(planned.sequence);
                 }
             }
         }
-        self.last_pass = Some(Instant::now());
+        // Who hears the end of a job may send the next one before this line: the end is where the job said it was.
+        self.worked_until = if done.len() == self.running.len() {
+            self.running.iter().map(|sequence| sequence.spoke).max()
+        } else {
+            Some(Instant::now())
+        };
         for &at in done.iter().rev() {
             self.running.remove(at);
         }
@@ -186,6 +205,7 @@ impl<C> Sequence<C> {
                 }
                 if whole {
                     let scores = std::mem::take(&mut self.scores);
+                    self.spoke = Instant::now();
                     self.send(Event::Scores(scores));
                     self.end(Finish::Stop);
                 }
@@ -194,10 +214,11 @@ impl<C> Sequence<C> {
             Work::Generate { .. } if !whole => false,
             Work::Generate { max_tokens, stop, .. } => match self.sampler.next(logits) {
                 Err(NonFinite(count)) => {
-                    self.send(Event::Failed(Failure::NonFinite { count }));
+                    self.fail(Failure::NonFinite { count });
                     true
                 }
                 Ok(token) if stop.contains(&token) => {
+                    self.spoke = Instant::now();
                     self.end(Finish::Stop);
                     true
                 }
@@ -205,7 +226,8 @@ impl<C> Sequence<C> {
                     let complete = self.generated + 1 == *max_tokens;
                     self.last = token;
                     self.generated += 1;
-                    self.send(Event::Token { id: token, at: Instant::now() });
+                    self.spoke = Instant::now();
+                    self.send(Event::Token { id: token, at: self.spoke });
                     if complete {
                         self.end(Finish::Length);
                     }
@@ -216,8 +238,13 @@ impl<C> Sequence<C> {
     }
 
     fn end(&self, finish: Finish) {
-        let ended = Ended { finish, at: Instant::now(), alone: self.alone, queued: self.queued.unwrap_or_default() };
+        let ended = Ended { finish, at: self.spoke, alone: self.alone, queued: self.queued.unwrap_or_default() };
         self.send(Event::Ended(ended));
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.spoke = Instant::now();
+        self.send(Event::Failed(failure));
     }
 
     fn send(&self, event: Event) {

@@ -136,8 +136,8 @@ fn an_answer_ends_at_a_stop_token_or_at_its_length() {
 #[test]
 fn alone_is_true_only_without_any_overlap() {
     let (engine, _) = engine(3, Options::default());
-    for _ in 0..2 {
-        assert!(ended(&collect(generate(&engine, &[1], 3, &[]))).alone);
+    for _ in 0..20 {
+        assert!(ended(&collect(generate(&engine, &[1], 3, &[]))).alone, "one after the other is alone");
     }
     let first = generate(&engine, &[1], 8, &[]);
     sleep(Duration::from_millis(5));

@@ -1,5 +1,5 @@
 //! What the server's tests share: tiny models, a scripted network, and workers on loopback.
-#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its part")]
 
 mod log;
 mod scripted;
@@ -9,16 +9,22 @@ pub use log::{capture_log, captured_log};
 pub use scripted::{BREAKS, FALLS, SLOW, Scripted, WAITS};
 pub use tiny::{EOS, VOCABULARY, damage, tiny_model, tiny_tokenizer};
 
+use axum::body::Body;
+use axum::http::Request;
+use axum::response::Response;
+use bitnet_api::worker::Counters;
 use inference_worker::compare::PeerSettings;
 use inference_worker::engine::{self, Engine};
 use inference_worker::model::Text;
-use inference_worker::serve::{Facts, ServeError, Server, Settings, Stop, Worker};
+use inference_worker::serve::{Facts, ServeError, Server, Settings, Stop, Worker, internal_router};
+use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tower::ServiceExt;
 
 /// Settings for tests: no rollout, short times.
 pub fn settings(model: &Path) -> Settings {
@@ -109,17 +115,17 @@ impl Running {
         client().get(self.url(path)).send().await.expect("an answer")
     }
 
-    pub async fn post(&self, path: &str, body: &serde_json::Value) -> reqwest::Response {
+    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         client().post(self.url(path)).json(body).send().await.expect("an answer")
     }
 
-    pub async fn post_json<T: serde::de::DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> T {
+    pub async fn post_json<T: serde::de::DeserializeOwned>(&self, path: &str, body: &Value) -> T {
         let response = self.post(path, body).await;
         assert_eq!(response.status(), 200, "{path}");
         response.json().await.expect("the documented answer")
     }
 
-    pub async fn counters(&self) -> bitnet_api::worker::Counters {
+    pub async fn counters(&self) -> Counters {
         self.get(bitnet_api::worker::COUNTERS_PATH).await.json().await.expect("counters")
     }
 }
@@ -144,4 +150,32 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("{what} did not come");
+}
+
+/// A whole body.
+pub async fn text(response: Response) -> String {
+    let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A body of JSON.
+pub async fn object(response: Response) -> Value {
+    serde_json::from_str(&text(response).await).unwrap()
+}
+
+/// Asks the internal router, with a body by POST, without one by GET.
+pub async fn internal(fake: &Fake, path: &str, body: Option<&Value>) -> Response {
+    let request = match body {
+        Some(body) => Request::post(path).body(Body::from(body.to_string())),
+        None => Request::get(path).body(Body::empty()),
+    };
+    internal_router(Arc::clone(&fake.worker)).oneshot(request.unwrap()).await.unwrap()
+}
+
+/// The counters, which always balance.
+pub async fn counters(fake: &Fake) -> Counters {
+    let counters: Counters =
+        serde_json::from_value(object(internal(fake, "/internal/v1/counters", None).await).await).unwrap();
+    assert_eq!(counters.started, counters.finished + counters.errors.total() + counters.in_flight, "{counters:?}");
+    counters
 }
