@@ -272,7 +272,7 @@ mod tests {
 
         let (client, log) = server(&Guard::new(None), found(json!([]), "chat"));
         send(&client, "ns", &create("chat-a")).await.unwrap();
-        let adoption = &log.lock().unwrap()[2];
+        let adoption = log.lock().unwrap()[2].clone();
         assert_eq!(adoption.line(), "PATCH deployments/chat-a");
         assert_eq!(adoption.body[1], json!({"op": "test", "path": "/metadata/resourceVersion", "value": "3"}));
         assert_eq!(adoption.body[2]["value"][0]["uid"], "mine");

@@ -18,6 +18,7 @@ use kube::{
         Controller, PredicateConfig, WatchStreamExt,
         controller::{self, Action},
         reflector::{self, ObjectRef, Store},
+        utils::Backoff,
         watcher::{self, watcher},
     },
 };
@@ -28,6 +29,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// A watch ends after this and begins again: the bound of what a silently dead connection can hide.
 const WATCH_SECONDS: u32 = 45;
@@ -68,6 +70,33 @@ pub async fn run(context: Arc<Context>, readiness: Readiness, stop: Stop) {
     future::join(running, async { drop(tokio::spawn(filled)) }).await;
 }
 
+/// Time between two attempts of a watch that fails. Each attempt begins with an event of its own, so a backoff that
+/// starts anew after every event would never grow.
+#[derive(Default)]
+struct Patience {
+    failures: u32,
+    last: Option<Instant>,
+}
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.last.is_none_or(|last| now.duration_since(last) > Duration::from_mins(2)) {
+            self.failures = 0;
+        }
+        self.last = Some(now);
+        let wait = Duration::from_millis(800).saturating_mul(2u32.saturating_pow(self.failures.min(10)));
+        self.failures = self.failures.saturating_add(1);
+        Some(wait.min(Duration::from_secs(30)))
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {}
+}
+
 /// Where to watch.
 #[derive(Clone, Debug)]
 enum Scope {
@@ -103,7 +132,7 @@ fn one(context: &Arc<Context>, scope: &Scope, stop: Stop) -> (Store<Guarded>, im
     let (store, writer) = reflector::store::<Guarded>();
     let gone = Arc::clone(context);
     let rollouts = watcher(scope.api::<Guarded>(client), watch())
-        .default_backoff()
+        .backoff(Patience::default())
         .inspect_ok(move |event| {
             if let watcher::Event::Delete(object) = event {
                 forget(&gone, object);
@@ -178,7 +207,7 @@ fn touched<K>(
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    heard(watcher(api, config).default_backoff().touched_objects(), what)
+    heard(watcher(api, config).backoff(Patience::default()).touched_objects(), what)
 }
 
 fn owned<K>(
@@ -215,3 +244,20 @@ fn gate_name(object: &Guarded) -> Option<String> {
 
 /// How long a leader's last reconciles may take after SIGTERM.
 pub const DRAIN: Duration = Duration::from_secs(8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_fails_again_and_again_is_tried_less_and_less() {
+        let mut patience = Patience::default();
+        let waits: Vec<_> = (0..8).filter_map(|_| patience.next()).map(|wait| wait.as_millis()).collect();
+        assert_eq!(waits, [800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        // The list that begins each attempt succeeds: no reason to start anew.
+        patience.reset();
+        assert_eq!(patience.next(), Some(Duration::from_secs(30)));
+        tokio::time::advance(Duration::from_secs(121)).await;
+        assert_eq!(patience.next(), Some(Duration::from_millis(800)));
+    }
+}

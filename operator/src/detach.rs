@@ -130,5 +130,10 @@ fn finalizer_off(meta: &ObjectMeta) -> Option<Write> {
 }
 
 async fn list(api: &Api<DynamicObject>, params: &ListParams, what: &'static str) -> Result<Vec<DynamicObject>, Error> {
-    Ok(api.list(params).await.map_err(|source| Error::List { what, source })?.items)
+    match api.list(params).await {
+        Ok(found) => Ok(found.items),
+        // A kind that is not installed (any more) has no objects.
+        Err(error) if category(&error) == Category::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::List { what, source }),
+    }
 }

@@ -19,6 +19,7 @@ use bitnet_operator::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use futures::FutureExt;
 use std::{
+    io::IsTerminal,
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, OnceLock},
@@ -108,7 +109,11 @@ fn main() -> ExitCode {
 fn log(format: LogFormat) {
     // Debug lines of the HTTP client may hold objects: they need to be asked for by name.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

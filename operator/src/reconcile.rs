@@ -132,7 +132,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Action, Error> {
         }
         Err(refusal) => return refused(context, &object, &old, &refusal, now).await,
     };
-    let state = stored_state(context, &object, &rollout, &old).await;
+    let state = stored_state(context, &object, &old).await;
 
     // observe: client.
     let rivals = rivals(context, &object);
@@ -284,9 +284,9 @@ async fn released(context: &Context, object: &ModelRollout, refusal: &Refusal) -
     Ok(Action::await_change())
 }
 
-async fn stored_state(context: &Context, object: &ModelRollout, rollout: &Rollout, old: &ModelRolloutStatus) -> State {
+async fn stored_state(context: &Context, object: &ModelRollout, old: &ModelRolloutStatus) -> State {
     let Some(text) = &old.evidence else { return State::default() };
-    match State::decode(text, &rollout.gate.parameters_hash()) {
+    match State::decode(text) {
         Ok(state) => state,
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "the stored evidence is not taken");
@@ -442,3 +442,6 @@ pub fn forget(context: &Context, object: &impl Resource<DynamicType = ()>) {
         rollout: object.meta().name.clone().unwrap_or_default(),
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! What a plan becomes: one snapshot per kind, and patches that are carried out on real-looking objects.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows tests by their attribute, not their helpers")]
+
 use bitnet_api::keys::route as key;
 use bitnet_core::{
     Span, Time,
@@ -110,7 +112,7 @@ fn ledger(epoch: u64) -> Ledger {
 }
 
 /// A route as users have them: other rules, filters, and fields that no type of ours knows.
-fn route(annotations: Value) -> Value {
+fn route(annotations: &Value) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {
@@ -184,7 +186,7 @@ fn assert_tests_first(patch: &json_patch::Patch) {
 
 #[test]
 fn adoption_changes_one_rule_and_keeps_every_other_byte() {
-    let before = route(json!({"team": "shop"}));
+    let before = route(&json!({"team": "shop"}));
     let write = set(&[("chat-aaaaaaaaaa", 100), ("chat-bbbbbbbbbb", 0)], ledger(1), true, None);
     let mut after = written(&before, write);
     insta::assert_json_snapshot!("adopted_refs", after["spec"]["rules"][1]["backendRefs"]);
@@ -202,7 +204,7 @@ fn the_rule_is_tested_by_its_name_or_by_its_whole_backends() {
         let Action::Patch(patch) = write.action else { panic!() };
         serde_json::to_value(&patch).unwrap()[2].clone()
     };
-    let mut before = route(json!({}));
+    let mut before = route(&json!({}));
     assert_eq!(test_of(&before), json!({"op": "test", "path": "/spec/rules/1/name", "value": "completions"}));
     before["spec"]["rules"][1].as_object_mut().unwrap().remove("name");
     let refs = before["spec"]["rules"][1]["backendRefs"].clone();
@@ -211,7 +213,7 @@ fn the_rule_is_tested_by_its_name_or_by_its_whole_backends() {
 
 #[test]
 fn weights_are_always_explicit_and_what_a_person_added_to_a_ref_stays() {
-    let mut before = route(json!({key::EPOCH: "4"}));
+    let mut before = route(&json!({key::EPOCH: "4"}));
     before["spec"]["rules"][1]["backendRefs"] =
         json!([{"name": "chat-aaaaaaaaaa", "port": 8080, "weight": 100, "filters": [{"type": "X"}]}]);
     let after = written(&before, set(&[("chat-aaaaaaaaaa", 0), ("chat-bbbbbbbbbb", 100)], ledger(5), false, None));
@@ -222,7 +224,7 @@ fn weights_are_always_explicit_and_what_a_person_added_to_a_ref_stays() {
 
 #[test]
 fn adoption_and_restoration_are_inverse() {
-    let before = route(json!({"team": "shop"}));
+    let before = route(&json!({"team": "shop"}));
     let adopted = written(&before, set(&[("chat-aaaaaaaaaa", 100)], ledger(1), true, None));
     assert_eq!(written(&adopted, RouteWrite::Restore), before);
     // A rule that had no backends gets none.
@@ -234,7 +236,7 @@ fn adoption_and_restoration_are_inverse() {
 
 #[test]
 fn a_second_adoption_keeps_the_first_originals_and_the_epoch_never_falls() {
-    let left = route(json!({key::ROLLOUT: "old/gone", key::EPOCH: "41", key::ORIGINALS: "[{\"name\":\"first\"}]"}));
+    let left = route(&json!({key::ROLLOUT: "old/gone", key::EPOCH: "41", key::ORIGINALS: "[{\"name\":\"first\"}]"}));
     let after = written(&left, set(&[("chat-aaaaaaaaaa", 100)], ledger(1), true, None));
     let annotations = &after["metadata"]["annotations"];
     assert_eq!(annotations[key::EPOCH], "42");
@@ -244,7 +246,7 @@ fn a_second_adoption_keeps_the_first_originals_and_the_epoch_never_falls() {
 
 #[test]
 fn a_release_takes_our_annotations_and_our_ownership_and_nothing_else() {
-    let mut before = route(json!({"team": "shop", key::EPOCH: "4", key::ROLLOUT: "chat/uid-of-chat"}));
+    let mut before = route(&json!({"team": "shop", key::EPOCH: "4", key::ROLLOUT: "chat/uid-of-chat"}));
     before["metadata"]["ownerReferences"] = json!([
         {"apiVersion": "v1", "kind": "X", "name": "other", "uid": "other"},
         {"apiVersion": "v1", "kind": "ModelRollout", "name": "chat", "uid": "uid-of-chat"},
@@ -305,7 +307,7 @@ fn record(detail: &str) -> DecisionRecord {
 
 #[test]
 fn a_rollback_is_one_write_with_weights_latch_and_record() {
-    let before = route(json!({key::EPOCH: "7", key::ROLLOUT: "chat/uid-of-chat"}));
+    let before = route(&json!({key::EPOCH: "7", key::ROLLOUT: "chat/uid-of-chat"}));
     let ledger = Ledger {
         rollback_of: Some(LatchKey {
             uid: "uid-of-chat".into(),
@@ -443,9 +445,8 @@ fn an_own_route_is_created_whole() {
 #[test]
 fn the_finalizer_comes_once_and_goes_by_name() {
     let with = |finalizers: Value, present: bool| {
-        let mut world = World::default();
-        world.rollout =
-            serde_json::from_value(json!({"uid": "u", "resourceVersion": "9", "finalizers": finalizers})).unwrap();
+        let meta = json!({"uid": "u", "resourceVersion": "9", "finalizers": finalizers});
+        let mut world = World { rollout: serde_json::from_value(meta).unwrap(), ..World::default() };
         world.observation.finalizer = present;
         world
     };

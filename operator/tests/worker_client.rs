@@ -1,5 +1,7 @@
 //! What the operator makes of workers that answer badly: nothing is concluded, and nothing blocks.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows tests by their attribute, not their helpers")]
+
 use bitnet_operator::worker::{ANSWER_LIMIT, Asked, DEADLINE, Error, Poll, Workers};
 use std::{
     net::{IpAddr, Ipv4Addr},

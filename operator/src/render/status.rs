@@ -126,7 +126,10 @@ fn ledger(state: &RouteState) -> Option<&Ledger> {
 
 fn message(facts: &Facts<'_>) -> String {
     let headline = &facts.plan.report.headline;
-    let mut text = headline.message.clone();
+    let mut text = match headline.object.as_str() {
+        "" => headline.message.clone(),
+        object => format!("{object}: {}", headline.message),
+    };
     for failure in facts.failures {
         text.push_str("; ");
         text.push_str(failure);
