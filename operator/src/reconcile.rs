@@ -338,7 +338,8 @@ async fn not_applied(
     if error.category() == Category::Denied {
         let text = format!("{error}: {}", apply::summary(&error.source));
         let new = words::denied(old, object.metadata.generation.unwrap_or(0), &text, now);
-        if store(context, &object.metadata, object.status.as_ref(), &new).await.is_ok() {
+        let told = object.status.as_ref() == Some(&new);
+        if !told && store(context, &object.metadata, object.status.as_ref(), &new).await.is_ok() {
             context.events.warn(&object.object_ref(&()), "WriteDenied", &text).await;
         }
     }

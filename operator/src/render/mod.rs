@@ -5,7 +5,7 @@
 
 mod decision;
 mod deployment;
-pub mod event;
+pub(crate) mod event;
 mod http_route;
 pub mod labels;
 mod service;

@@ -196,10 +196,15 @@ fn assessed(status: &mut ModelRolloutStatus, assessment: &Assessment) {
 /// Takes over what the ledger decided; once per decision into the history.
 fn decided(status: &mut ModelRolloutStatus, ledger: Option<&Ledger>, over: bool) {
     let Some(stored) = ledger.and_then(|ledger| ledger.decision.as_ref()) else { return };
-    let reason = serde_json::from_str::<Compact>(&stored.text).map(|record| record.reason).unwrap_or_default();
+    let record = serde_json::from_str::<Compact>(&stored.text).ok();
+    let reason = record.as_ref().map(|record| record.reason.clone()).unwrap_or_default();
     let (verdict, at) = (stored.verdict.name().to_owned(), rfc3339(stored.at));
     if over {
         status.verdict = Some(verdict.clone());
+        if let Some(record) = record.filter(|_| status.attempt == Some(stored.key.attempt as i32)) {
+            // The tick that decided is not in the state any more.
+            status.tick = Some(record.tick as i32);
+        }
     }
     let entry = HistoryEntry { revision: stored.key.revision.0.clone(), verdict: verdict.clone(), at: at.clone() };
     if !status.history.contains(&entry) {
