@@ -111,16 +111,20 @@ fn tile<E: Element, const R: usize, const T: usize>(
 ) {
     assert!(weights.len() == R * stride && x.len() == T * stride);
     const { assert!(R * T <= 8) };
+    // SAFETY: both slices hold so many rows of `stride`.
+    let weights: [*const E; R] = std::array::from_fn(|r| unsafe { weights.as_ptr().add(r * stride) });
+    // SAFETY: as above.
+    let x: [*const f32; T] = std::array::from_fn(|t| unsafe { x.as_ptr().add(t * stride) });
     let mut sums = [[_mm256_setzero_ps(); T]; R];
     for at in (0..stride).step_by(LANES) {
         let mut values = [_mm256_setzero_ps(); T];
-        for (t, value) in values.iter_mut().enumerate() {
-            // SAFETY: `at + 8 <= stride` (a multiple of 8) and `x` holds `T × stride` floats.
-            *value = unsafe { _mm256_loadu_ps(x.as_ptr().add(t * stride + at)) };
+        for (value, x) in values.iter_mut().zip(x) {
+            // SAFETY: `at + 8 <= stride`, a multiple of 8, and a row has `stride` floats.
+            *value = unsafe { _mm256_loadu_ps(x.add(at)) };
         }
-        for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: as above, `weights` holds `R × stride` elements; the features are this function's own.
-            let weight = unsafe { E::load(weights.as_ptr().add(r * stride + at)) };
+        for (sums, weights) in sums.iter_mut().zip(weights) {
+            // SAFETY: as above; the features are this function's own.
+            let weight = unsafe { E::load(weights.add(at)) };
             for (sum, value) in sums.iter_mut().zip(values) {
                 *sum = _mm256_fmadd_ps(weight, value, *sum);
             }
@@ -190,25 +194,28 @@ fn ternary_tile<const R: usize, const T: usize>(packed: &[u8], values: &[i8], st
     const { assert!(R * T == 4 || R * T == 1) };
     let row_bytes = stride / 4;
     assert!(packed.len() == R * row_bytes && values.len() == T * stride);
+    // SAFETY: both slices hold so many rows.
+    let packed: [*const u8; R] = std::array::from_fn(|r| unsafe { packed.as_ptr().add(r * row_bytes) });
+    // SAFETY: as above.
+    let values: [*const i8; T] = std::array::from_fn(|t| unsafe { values.as_ptr().add(t * stride) });
     let mask = _mm256_set1_epi8(3);
     let ones = _mm256_set1_epi16(1);
     let mut sums = [[_mm256_setzero_si256(); T]; R];
     for block in 0..stride / BLOCK {
-        for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: 32 bytes at block × 32 < row_bytes, a multiple of 32; `packed` holds `R × row_bytes`.
-            let bytes = unsafe { load(packed.as_ptr().add(r * row_bytes + block * BLOCK_BYTES)) };
+        for (sums, packed) in sums.iter_mut().zip(packed) {
+            // SAFETY: a packed row has 32 bytes per block.
+            let bytes = unsafe { load(packed.add(block * BLOCK_BYTES)) };
             let codes = [
                 _mm256_and_si256(bytes, mask),
                 _mm256_and_si256(_mm256_srli_epi16::<2>(bytes), mask),
                 _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask),
                 _mm256_and_si256(_mm256_srli_epi16::<6>(bytes), mask),
             ];
-            for (t, sum) in sums.iter_mut().enumerate() {
+            for (sum, values) in sums.iter_mut().zip(values) {
                 let mut pairs = _mm256_setzero_si256();
                 for (plane, codes) in codes.iter().enumerate() {
-                    let at = t * stride + block * BLOCK + plane * BLOCK_BYTES;
-                    // SAFETY: at + 32 <= T × stride, the length of `values`.
-                    let values = unsafe { load(values.as_ptr().add(at).cast()) };
+                    // SAFETY: a row of values has 128 bytes per block, 32 for each plane.
+                    let values = unsafe { load(values.add(block * BLOCK + plane * BLOCK_BYTES).cast()) };
                     pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*codes, values));
                 }
                 *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
