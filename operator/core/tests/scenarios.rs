@@ -9,12 +9,13 @@
 //! pause on|off · delete · verb VERB [BY] [stale]
 //! kill NAME · down NAME · up NAME · hand NAME=W NAME=W       things that happen
 //! restart · wipe · crash N · gateway stop|go · route gone|back|unreadable|readable · originals gone|ready
+//! away SECONDS                                              the operator is not there
 //! mark                                                      what `quiet` compares with
 //! run SECONDS · until FIELD=VALUE SECONDS                    time passes
 //! expect FIELD=VALUE …                                       facts
 //! ```
 //! Fields: `phase`, `reason`, `weight.NAME`, `most.NAME`, `pods.NAME`, `writes`, `patches`, `stable`, `attempt`, `gone`,
-//! `decisions`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
+//! `decisions`, `ticks`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
 
 #![allow(clippy::unwrap_used, reason = "a script that cannot be read fails its test")]
 
@@ -172,6 +173,7 @@ impl Runner {
             ("attempt", _) => ledger.map_or("none".into(), |l| l.attempt.to_string()),
             ("gone", _) => self.world.gone.to_string(),
             ("decisions", _) => self.world.decisions.len().to_string(),
+            ("ticks", _) => self.world.state().attempt.map_or(0, |a| a.tick).to_string(),
             ("quiet", _) => (self.mark == (self.world.writes, self.world.patches)).to_string(),
             ("ours", _) => ledger.is_some().to_string(),
             other => panic!("no field {other:?}"),
@@ -218,6 +220,10 @@ impl Runner {
             "originals" => self.world.originals_ready = rest[0] == "ready",
             "autoscaled" => self.world.deployments.get_mut(&revision(rest[0])).unwrap().autoscaled = true,
             "terminating" => self.world.terminating = true,
+            "away" => {
+                self.world.now = self.world.now + Span::seconds(rest[0].parse().unwrap());
+                self.world.restart();
+            }
             "mark" => self.mark = (self.world.writes, self.world.patches),
             "run" => {
                 let until = self.world.now + Span::seconds(rest[0].parse().unwrap());

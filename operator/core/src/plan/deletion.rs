@@ -49,7 +49,8 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
         released(d, object, "the route goes back to its original backends");
         return;
     }
-    // The route stays on the revision that serves: it alone is listed, and it outlives us.
+    // The route stays on the revision that serves: it alone is listed, and it outlives us. Where none may take all of
+    // the traffic the weights stay as they are.
     let on = d.view.anchor().or_else(|| heaviest(d));
     let Some(on) = on else {
         d.plan.shift = Some(RouteWrite::Release);
@@ -57,7 +58,7 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
         return;
     };
     let alone = d.view.weights().len() == 1 && d.view.weight(&on) == 100;
-    if !alone && d.view.serves(&on) && !d.view.barred(&on) {
+    if !alone && d.view.anchor().as_ref() == Some(&on) {
         let weights = [(on.clone(), 100)];
         let Some(old) = d.view.ledger() else { return };
         let mut ledger = old.clone();

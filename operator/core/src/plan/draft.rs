@@ -72,9 +72,11 @@ impl<'a> Draft<'a> {
         self.plan.requeue_after = self.plan.requeue_after.min(span);
     }
 
-    /// Look again at `time`.
+    /// Look again at `time`; what is past has been looked at.
     pub(super) fn wake_at(&mut self, time: Time) {
-        self.wake(time - self.view.now);
+        if time > self.view.now {
+            self.wake(time - self.view.now);
+        }
     }
 
     /// The first call sets phase and headline, later ones add notes: rules run in the order in which they count.

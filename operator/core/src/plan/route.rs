@@ -85,7 +85,8 @@ fn candidate_weight(d: &Draft<'_>) -> u32 {
     }
     // What was taken away by hand comes back as a step of the list that the pods can carry, or not at all.
     let step = d.view.canary().steps.iter().map(|s| s.weight).filter(|w| *w <= had).max().unwrap_or(0).min(99);
-    if d.view.carries(&d.view.rollout.model, step) && !d.view.barred(d.view.model()) { step } else { 0 }
+    let comes = ledger.step > 0 && d.view.carries(&d.view.rollout.model, step) && !d.view.barred(d.view.model());
+    if comes { step } else { 0 }
 }
 
 /// The weights that are in order now; `None`: nobody can serve.
@@ -118,7 +119,7 @@ pub(super) fn bring_home(d: &mut Draft<'_>) -> bool {
     let Some(ledger) = d.view.ledger() else { return false };
     let name = route_name(d);
     let Some(weights) = in_order(d) else {
-        let text = "no revision has a ready endpoint: the route stays as it is until a pod is ready";
+        let text = "neither stable nor fp16 has a ready endpoint: the route stays as it is until one has";
         d.say(Phase::Degraded, note(Reason::NoBackend, format!("HTTPRoute {name}"), text));
         d.wake(SOON);
         return true;
