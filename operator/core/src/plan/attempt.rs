@@ -69,6 +69,7 @@ impl Attempt {
             last_tick,
             excused: 0,
             step_since: None,
+            unwatched: Span(0),
             step_released: false,
             trips: 0,
             ready_ticks: 0,
@@ -136,6 +137,9 @@ fn take_tick(d: &mut Draft<'_>) {
     }
     attempt.tick = attempt.tick.saturating_add(1);
     // One tick however late it is; a tick that is only a little late does not move the ones after it.
+    if late.0 >= interval.0.saturating_mul(2) && d.confirmed() {
+        attempt.unwatched = Span(attempt.unwatched.0.saturating_add(late.0 - interval.0));
+    }
     attempt.last_tick = if late.0 < interval.0.saturating_mul(2) { attempt.last_tick + interval } else { now };
     excuse(d, &mut attempt);
     let tick = tick(d, &attempt, &sample, probes);
@@ -158,7 +162,7 @@ fn excuse(d: &Draft<'_>, attempt: &mut Attempt) {
     let at_pause = step
         .checked_sub(1)
         .and_then(|i| d.view.canary().steps.get(i))
-        .is_some_and(|s| s.pause && !attempt.step_released && d.confirmed_for().is_some_and(|on| on >= s.duration));
+        .is_some_and(|s| s.pause && !attempt.step_released && d.watched_for().is_some_and(|on| on >= s.duration));
     if d.paused() || at_pause {
         attempt.excused = attempt.excused.saturating_add(1);
     }

@@ -128,7 +128,7 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
         return because(Phase::Paused, Reason::Paused, "the verb `pause`: `resume` goes on");
     }
     let weight = d.trial_weight();
-    let on = d.confirmed_for();
+    let on = d.watched_for();
     let Some(attempt) = &d.plan.state.attempt else { return Some(Block::Quiet) };
     if attempt.tripped || attempt.mismatch.is_some() || attempt.probe_set_missing || !attempt.comparable {
         return Some(Block::Quiet);

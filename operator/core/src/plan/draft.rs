@@ -161,6 +161,12 @@ impl<'a> Draft<'a> {
         self.plan.state.confirmed_at.map(|t| self.view.now - t)
     }
 
+    /// How long the weights in force have been watched by ticks; `None`: the gateway is not on them yet.
+    pub(super) fn watched_for(&self) -> Option<Span> {
+        let unwatched = self.plan.state.attempt.as_ref().map_or(0, |a| a.unwatched.0);
+        self.confirmed_for().map(|on| Span(on.0.saturating_sub(unwatched)))
+    }
+
     /// The one write of the route: all of `weights`, then zeros for the other live revisions, at most three. The ledger
     /// is the stored one with `edit` applied and its epoch raised.
     pub(super) fn shift(
@@ -186,6 +192,7 @@ impl<'a> Draft<'a> {
         state.waiting_since = None;
         if let Some(attempt) = &mut state.attempt {
             attempt.step_since = None;
+            attempt.unwatched = Span(0);
         }
         self.wake(SOON);
     }

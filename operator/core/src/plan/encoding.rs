@@ -4,7 +4,7 @@
 
 use super::{Attempt, ProbeJob, Seen, State, StateError};
 use crate::{
-    Time,
+    Span, Time,
     evidence::{
         Evidence,
         codec::{CodecError, Fnv, Reader, Writer},
@@ -148,6 +148,7 @@ impl Names {
         }
         self.w.i64(a.last_tick.0);
         self.w.option(a.step_since, |w, t| w.i64(t.0));
+        self.w.i64(a.unwatched.0);
         for flag in [a.step_released, a.tripped, a.probe_set_missing, a.comparable] {
             self.w.bool(flag);
         }
@@ -213,6 +214,7 @@ fn read_attempt(r: &mut Reader, last: &mut String) -> Result<Attempt, CodecError
     }
     a.last_tick = time(r)?;
     a.step_since = r.option(time)?;
+    a.unwatched = Span(r.i64()?);
     for flag in [&mut a.step_released, &mut a.tripped, &mut a.probe_set_missing, &mut a.comparable] {
         *flag = r.bool()?;
     }

@@ -1,5 +1,5 @@
 use super::ProbeJob;
-use crate::{Time, evidence::Evidence, model::Revision};
+use crate::{Span, Time, evidence::Evidence, model::Revision};
 
 /// What a rollout remembers between reconciles beyond the route: one opaque string in `status.evidence`. Losing it
 /// undoes no verdict and raises no weight: the evidence starts again.
@@ -61,6 +61,8 @@ pub struct Attempt {
     pub excused: u32,
     /// When the current step's weight was confirmed; `None`: not yet.
     pub step_since: Option<Time>,
+    /// Time of this step in which no tick was taken (the operator was away): it is no observation.
+    pub unwatched: Span,
     /// `promote` was asked at this step.
     pub step_released: bool,
     /// How often the tripwire or a lost candidate took the weight away.

@@ -245,6 +245,7 @@ impl Garbage {
             last_tick: self.time(),
             excused: self.number(),
             step_since: self.maybe(50, Self::time),
+            unwatched: Span(self.time().0),
             step_released: self.chance(30),
             trips: self.number(),
             ready_ticks: self.number(),
