@@ -38,7 +38,7 @@ pub(super) async fn take(
         scrape(from, world, &attempt.candidate),
         scrape(from, world, stable),
         comparison(from, rollout, world, attempt.job.as_ref()),
-        identities(from, rollout, world, attempt),
+        identities(from, world, attempt),
     )
     .await;
     let scrape = Scrape { candidate, stable, interval: rollout.gate.interval };
@@ -141,11 +141,12 @@ fn probes(result: &CompareResult) -> Probes {
     }
 }
 
-async fn identities(from: Sources<'_>, rollout: &Rollout, world: &World, attempt: &Attempt) -> Comparable {
+async fn identities(from: Sources<'_>, world: &World, attempt: &Attempt) -> Comparable {
     if attempt.comparable {
         return Comparable::Yes;
     }
-    let baseline = identity(from, world, &rollout.baseline.revision);
+    // The baseline of the attempt, also while an edit of it waits.
+    let baseline = identity(from, world, &attempt.against);
     match future::join(baseline, identity(from, world, &attempt.candidate)).await {
         (Some(baseline), Some(candidate)) => compared(&baseline, &candidate),
         _ => Comparable::Unknown,
