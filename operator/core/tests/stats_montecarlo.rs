@@ -19,7 +19,7 @@ use statrs::distribution::{Binomial, DiscreteCDF};
 use world::{DEMO_STEPS, End, Random, Run, World, demo_gate, run};
 
 const ALPHA: f64 = 0.05;
-const RUNS: u64 = 1_000;
+const RUNS: u64 = 600;
 
 /// Most alarms that `runs` runs at a rate of `alpha` give, but for one seed in a million.
 fn most_alarms(runs: u64, alpha: f64) -> u64 {
@@ -176,7 +176,7 @@ fn the_demo_decides_as_promised() {
 /// At a margin nothing is decided, either way, but for the promised error rates.
 #[test]
 fn at_its_margins_a_candidate_is_neither_promoted_nor_rolled_back() {
-    let runs = 40;
+    let runs = 24;
     let margins = [
         World { cosine: (0.95, 0.03), ..equal() },
         World { tail: 0.05, ..equal() },
