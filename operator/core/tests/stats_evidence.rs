@@ -344,7 +344,9 @@ proptest! {
         let gate = demo_gate();
         let mut w = Writer::new();
         w.fixed_u64(gate.parameters());
-        bytes.iter().for_each(|b| w.u8(*b));
+        for byte in bytes {
+            w.u8(byte);
+        }
         if let Ok(mut evidence) = decode(&w.seal(VERSION, gate.parameters())) {
             evidence.step(&gate, &Tick { number: u32::MAX, ..Tick::default() });
         }

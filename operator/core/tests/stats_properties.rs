@@ -113,7 +113,9 @@ proptest! {
         let test = BoundedMean::new(0.9, 0.0, 1.0);
         let total = |xs: &[f64]| {
             let mut sum = NOTHING;
-            xs.iter().for_each(|x| accumulate(&mut sum, &test.below(*x)));
+            for x in xs {
+                accumulate(&mut sum, &test.below(*x));
+            }
             let mut wealth = Wealth::default();
             wealth.add(&sum);
             wealth.ln_e()
@@ -127,7 +129,9 @@ proptest! {
         let mut wealth = Wealth::default();
         for part in [a, b] {
             let mut sum = NOTHING;
-            part.iter().for_each(|x| accumulate(&mut sum, &test.below(*x)));
+            for x in part {
+                accumulate(&mut sum, &test.below(*x));
+            }
             wealth.add(&sum);
         }
         prop_assert!((wealth.ln_e() - total(&xs)).abs() < 1e-9);

@@ -1,6 +1,6 @@
 //! The rules that decide which data count, when, and what follows from them.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
+#![allow(clippy::unwrap_used, clippy::unnecessary_wraps, reason = "a test may; the helpers return what a tick holds")]
 
 #[path = "../examples/simulate_canary/world.rs"]
 #[allow(dead_code, reason = "the example uses the rest")]

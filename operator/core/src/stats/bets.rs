@@ -1,6 +1,6 @@
 //! Constant bets on a bounded mean (E1).
 //!
-//! A bet with fraction f on the payoff z ≥ −1 multiplies wealth by 1 + f·z. Under the null E[z] ≤ 0, so wealth cannot
+//! A bet with fraction f on the payoff z ≥ −1 multiplies wealth by 1 + f·z. Under the null `E[z] ≤ 0`, so wealth cannot
 //! grow on average. A fixed grid of fractions, averaged, needs no tuning, and its product does not depend on the order
 //! of the observations; it also holds for the *running average* of drifting means, which plug-in bets do not.
 
