@@ -6,7 +6,7 @@
 use crate::{
     client::{Category, category},
     observe::http_routes,
-    render::{Action, Kind, Objects, Prepared, Write, adopt},
+    render::{Action, Kind, Objects, Prepared, Write, adopt, labels::MANAGED_BY},
 };
 use bitnet_api::{
     keys::label,
@@ -112,7 +112,7 @@ pub async fn send(client: &Client, namespace: &str, write: &Write) -> Result<Opt
     match &write.action {
         Action::Create(object) => create(&api, write, object).await.map_err(failed("create")),
         Action::Patch(patch) => {
-            let params = PatchParams::default();
+            let params = patch_params();
             match api.patch(&write.name, &params, &Patch::<()>::Json(patch.clone())).await {
                 Ok(object) => Ok(Some(object)),
                 Err(error) if write.kind != Kind::HttpRoute && category(&error) == Category::NotFound => Ok(None),
@@ -137,7 +137,7 @@ pub async fn send(client: &Client, namespace: &str, write: &Write) -> Result<Opt
 /// somebody else's.
 async fn create(api: &Api<DynamicObject>, write: &Write, object: &Value) -> Result<Option<DynamicObject>, kube::Error> {
     let wanted: DynamicObject = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
-    let taken = match api.create(&PostParams::default(), &wanted).await {
+    let taken = match api.create(&post_params(), &wanted).await {
         Ok(created) => return Ok(Some(created)),
         Err(error) if category(&error) == Category::AlreadyExists => error,
         Err(error) => return Err(error),
@@ -155,7 +155,16 @@ async fn create(api: &Api<DynamicObject>, write: &Write, object: &Value) -> Resu
     }
     let adoption = adopt(write.kind, &found.metadata, owner);
     let Action::Patch(patch) = &adoption.action else { return Err(taken) };
-    api.patch(&write.name, &PatchParams::default(), &Patch::<()>::Json(patch.clone())).await.map(Some)
+    api.patch(&write.name, &patch_params(), &Patch::<()>::Json(patch.clone())).await.map(Some)
+}
+
+/// Patches under our name (`metadata.managedFields`).
+pub(crate) fn patch_params() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGED_BY.into()), ..PatchParams::default() }
+}
+
+fn post_params() -> PostParams {
+    PostParams { field_manager: Some(MANAGED_BY.into()), ..PostParams::default() }
 }
 
 /// Where the API server has a kind.

@@ -1,13 +1,13 @@
-//! `operator detach`: leaves every rollout's traffic and pods as they are and lets go of them, so that the operator and
-//! its custom resources can be removed without an outage and without a namespace that hangs on a finalizer.
+//! `operator detach`: leaves what serves as it is and lets go of it, so that the operator and its custom resources can be
+//! removed without an outage and without a namespace that hangs on a finalizer.
 
 use crate::{
     apply::{self, send},
     client::{Category, category},
     config::Config,
     lease::{self, Claim, RENEW_DEADLINE},
-    observe::http_routes,
-    render::{Action, Kind, Operations, Write, http_route_release, labels, orphan as without_owner},
+    observe::{RouteView, http_routes},
+    render::{Action, Kind, Operations, Write, detach_patch, labels, orphan as without_owner},
 };
 use bitnet_api::keys::{FINALIZER, route as key};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -79,7 +79,8 @@ pub async fn run(client: &Client, config: &Config, claim: &Claim) -> Result<usiz
     Ok(count)
 }
 
-/// Lets go of one rollout: ledger and ownerReferences off, weights and pods as they are, finalizer away.
+/// Lets go of one rollout: ledger and ownerReferences off, stable (or what serves) and all pods as they are, finalizer
+/// away.
 pub async fn orphan(client: &Client, rollout: &ObjectMeta) -> Result<(), Error> {
     let mut attempt = 1;
     loop {
@@ -100,8 +101,9 @@ async fn once(client: &Client, rollout: &ObjectMeta) -> Result<(), Error> {
     let holder = format!("{name}/{uid}");
     for route in list(&api(&http_routes()), &ListParams::default(), "HTTPRoutes").await? {
         if route.metadata.annotations.as_ref().and_then(|all| all.get(key::ROLLOUT)) == Some(&holder) {
-            let action = Action::Patch(http_route_release(&route.metadata, uid));
-            writes.push(Write { kind: Kind::HttpRoute, name: route.metadata.name.unwrap_or_default(), action });
+            let name = route.metadata.name.clone().unwrap_or_default();
+            let action = Action::Patch(detach_patch(&RouteView::managed(route), uid));
+            writes.push(Write { kind: Kind::HttpRoute, name, action });
         }
     }
     let ours = ListParams::default().labels(&labels::query(name));

@@ -27,12 +27,15 @@ impl Events {
     /// Writes the events of a plan.
     pub async fn publish(&self, about: &ObjectReference, events: &[Planned]) {
         for (index, planned) in events.iter().enumerate() {
+            let (reason, object) = (planned.note.reason.name(), &planned.note.object);
+            tracing::info!(reason, object, "{}", planned.note.message);
             self.one(event::render(about, planned, &self.identity, Timestamp::now(), index)).await;
         }
     }
 
     /// Writes a warning that no plan made: a refusal, or a denied write.
     pub async fn warn(&self, about: &ObjectReference, reason: &str, note: &str) {
+        tracing::warn!(reason, "{note}");
         self.one(event::warning(about, reason, note, &self.identity, Timestamp::now())).await;
     }
 

@@ -298,14 +298,14 @@ async fn stored_state(context: &Context, object: &ModelRollout, old: &ModelRollo
 
 /// The other rollouts of the namespace: which routes they name, and which came first.
 fn rivals(context: &Context, object: &ModelRollout) -> Vec<Rival> {
-    let ours = (&object.metadata.creation_timestamp, &object.metadata.uid);
+    let ours = (&object.metadata.creation_timestamp, &object.metadata.name);
     let stores = context.stores.get().map(Vec::as_slice).unwrap_or_default();
     let all = stores.iter().flat_map(Store::state);
     all.filter(|other| other.meta().namespace == object.metadata.namespace && other.meta().uid != object.metadata.uid)
         .map(|other| Rival {
             name: other.name_any(),
             uid: other.meta().uid.clone().unwrap_or_default(),
-            older: (&other.meta().creation_timestamp, &other.meta().uid) < ours,
+            older: (&other.meta().creation_timestamp, &other.meta().name) < ours,
             route: route_name(&other).unwrap_or_default(),
         })
         .collect()

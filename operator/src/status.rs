@@ -1,12 +1,9 @@
 //! `status`: one write per reconcile, last, and only if something differs.
 
-use crate::render::Operations;
+use crate::{apply::patch_params, render::Operations};
 use bitnet_api::v1alpha1::{ModelRollout, ModelRolloutStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{
-    Api, Client, Resource,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, Client, Resource, api::Patch};
 use serde_json::json;
 
 /// The patch that replaces the status of the object with this metadata, if it still is that object in that version.
@@ -28,7 +25,7 @@ pub fn patch(
 pub async fn write(client: &Client, meta: &ObjectMeta, patch: json_patch::Patch) -> Result<ObjectMeta, kube::Error> {
     let api = Api::<ModelRollout>::namespaced(client.clone(), meta.namespace.as_deref().unwrap_or_default());
     let name = meta.name.as_deref().unwrap_or_default();
-    let written = api.patch_status(name, &PatchParams::default(), &Patch::<()>::Json(patch)).await?;
+    let written = api.patch_status(name, &patch_params(), &Patch::<()>::Json(patch)).await?;
     Ok(written.meta().clone())
 }
 
@@ -36,7 +33,7 @@ pub async fn write(client: &Client, meta: &ObjectMeta, patch: json_patch::Patch)
 pub async fn clear_verbs(client: &Client, meta: &ObjectMeta, patch: json_patch::Patch) -> Result<(), kube::Error> {
     let api = Api::<ModelRollout>::namespaced(client.clone(), meta.namespace.as_deref().unwrap_or_default());
     let name = meta.name.as_deref().unwrap_or_default();
-    api.patch_metadata(name, &PatchParams::default(), &Patch::<()>::Json(patch)).await?;
+    api.patch_metadata(name, &patch_params(), &Patch::<()>::Json(patch)).await?;
     Ok(())
 }
 

@@ -39,6 +39,14 @@ impl RouteView {
         Self { object, rule }
     }
 
+    /// A route with a ledger: its rule is the one that the ledger names, else the first.
+    pub fn managed(object: DynamicObject) -> Self {
+        let name = object.metadata.annotations.as_ref().and_then(|all| all.get(key::RULE));
+        let rules = object.data["spec"]["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let rule = name.and_then(|name| rules.iter().position(|rule| rule["name"] == name.as_str())).unwrap_or(0);
+        Self::new(Some(object), rule)
+    }
+
     /// Its metadata; empty where there is no route.
     pub fn meta(&self) -> &ObjectMeta {
         self.object.as_ref().map_or(&NO_META, |object| &object.metadata)

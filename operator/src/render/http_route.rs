@@ -2,7 +2,7 @@
 //! fields that it does not know.
 
 use super::{Action, Compact, Kind, Operations, Write};
-use crate::observe::World;
+use crate::observe::{RouteView, World};
 use bitnet_api::{
     keys::{self, route as key},
     worker::PUBLIC_PORT,
@@ -87,12 +87,26 @@ fn restore(world: &World, uid: &str) -> json_patch::Patch {
 }
 
 fn release(world: &World, uid: &str) -> json_patch::Patch {
-    release_patch(world.route.meta(), uid)
+    let meta = world.route.meta();
+    let mut operations = Operations::on(meta);
+    clear(&mut operations, meta);
+    operations.without_owner(meta, uid);
+    operations.patch()
 }
 
-/// Removes our annotations and ownerReference from a route and leaves its backends as they are.
-pub(crate) fn release_patch(meta: &ObjectMeta, uid: &str) -> json_patch::Patch {
+/// Lets go of a route that nobody will watch any more: our annotations and ownerReference go, and a candidate on trial leaves it where
+/// stable serves beside it. An unproven model must not keep its share unattended.
+pub(crate) fn detach_patch(route: &RouteView, uid: &str) -> json_patch::Patch {
+    let meta = route.meta();
+    let stable = meta.annotations.as_ref().and_then(|all| all.get(key::STABLE)).cloned().unwrap_or_default();
+    let serves = |backend: &&Value| is_service(backend) && backend["name"] == stable.as_str() && backend["weight"] != 0;
+    let refs = route.backend_refs().and_then(Value::as_array);
+    let alone = refs.and_then(|refs| refs.iter().find(serves)).cloned();
     let mut operations = Operations::on(meta);
+    if let Some(mut alone) = alone.filter(|_| refs.is_some_and(|refs| refs.len() > 1)) {
+        alone["weight"] = json!(100);
+        operations.replace(["spec", "rules", &route.index(), "backendRefs"], json!([alone]));
+    }
     clear(&mut operations, meta);
     operations.without_owner(meta, uid);
     operations.patch()
@@ -206,5 +220,35 @@ fn clear(operations: &mut Operations, meta: &ObjectMeta) {
     let ours = meta.annotations.iter().flatten().filter(|(key, _)| key.starts_with(keys::PREFIX));
     for (key, _) in ours {
         operations.remove(["metadata", "annotations", key]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detached(refs: &Value) -> Value {
+        let mut route = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "r", "uid": "r", "resourceVersion": "1", "annotations": {
+                key::ROLLOUT: "chat/u", key::RULE: "two", key::STABLE: "chat-a", "team": "x",
+            }},
+            "spec": {"rules": [{"name": "one"}, {"name": "two", "backendRefs": refs}]},
+        });
+        let patch = detach_patch(&RouteView::managed(serde_json::from_value(route.clone()).unwrap()), "u");
+        json_patch::patch(&mut route, &patch).unwrap();
+        assert_eq!(route["metadata"]["annotations"], json!({"team": "x"}));
+        route["spec"]["rules"][1]["backendRefs"].clone()
+    }
+
+    #[test]
+    fn an_unproven_candidate_keeps_no_share_when_nobody_watches_any_more() {
+        let on_trial =
+            json!([{"name": "chat-a", "port": 8080, "weight": 90}, {"name": "chat-b", "port": 8080, "weight": 10}]);
+        assert_eq!(detached(&on_trial), json!([{"name": "chat-a", "port": 8080, "weight": 100}]));
+        let fallen_back = json!([{"name": "chat-a", "weight": 0}, {"name": "chat-fp16", "weight": 100}]);
+        assert_eq!(detached(&fallen_back), fallen_back, "what serves goes on serving");
+        let alone = json!([{"name": "chat-a", "weight": 100}]);
+        assert_eq!(detached(&alone), alone);
     }
 }

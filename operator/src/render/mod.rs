@@ -12,7 +12,7 @@ mod service;
 pub mod status;
 
 pub use decision::Compact;
-pub(crate) use http_route::release_patch as http_route_release;
+pub(crate) use http_route::detach_patch;
 
 use crate::{config::Config, observe::World};
 use bitnet_api::keys::FINALIZER;
