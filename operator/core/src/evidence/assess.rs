@@ -5,8 +5,7 @@ use super::{
     claim::Claim,
     combine,
     history::REQUESTS,
-    live::PARTS,
-    paired::{METRICS, pair_moments, shown_ratio},
+    paired::{pair_moments, shown_ratio},
     quality::DISPLAY_ALPHA,
     rules::Rules,
     traffic::share,
@@ -15,20 +14,28 @@ use crate::stats::{forecast, intervals::share_interval};
 
 /// A promotion test of one part of a signal.
 struct Part<'a> {
-    name: String,
+    name: &'static str,
     claim: &'a Claim,
+    live: bool,
 }
+
+/// Names of the parts of latency: by metric (time to first token, time per output token), and body, p95, p99 of live
+/// requests.
+const PAIRED: [&str; 2] = ["paired ttft", "paired tpot"];
+const LIVE: [[&str; 3]; 2] =
+    [["live ttft body", "live ttft p95", "live ttft p99"], ["live tpot body", "live tpot p95", "live tpot p99"]];
 
 impl Evidence {
     /// `ln_e`: of the rollback tests in the order of [`SignalKind::ALL`]; `trip`: why the wire tripped in this tick.
     pub(super) fn assess(&self, gate: &Gate, rules: &Rules, ln_e: &[f64; 4], trip: Option<String>) -> Assessment {
+        let parts = self.latency_parts(gate);
         let signals = vec![
             self.cosine(rules, ln_e[0]),
             self.tail(rules, ln_e[1]),
-            self.latency(gate, rules, ln_e[2]),
+            self.latency(&parts, rules, ln_e[2]),
             self.failures(rules, ln_e[3]),
         ];
-        let missing = self.missing(gate, rules, &signals);
+        let missing = self.missing(gate, rules, &signals, &parts);
         let finding = match (self.rejected, trip) {
             (Some((signal, ln_e)), _) => Finding::RollBack { signal, ln_e },
             (None, Some(reason)) => Finding::Tripwire { reason },
@@ -111,22 +118,19 @@ impl Evidence {
 
     /// The parts that a promotion asks of latency.
     fn latency_parts(&self, gate: &Gate) -> Vec<Part<'_>> {
-        let paired = METRICS.iter().zip(&self.paired.claims);
-        let mut parts: Vec<Part> =
-            paired.map(|(metric, claim)| Part { name: format!("paired {metric}"), claim }).collect();
+        let paired = PAIRED.into_iter().zip(&self.paired.claims);
+        let mut parts: Vec<Part> = paired.map(|(name, claim)| Part { name, claim, live: false }).collect();
         if !self.live_latency_asked(gate) {
             return parts;
         }
         let wanted = [gate.percentiles.body, gate.percentiles.p95, gate.percentiles.p99];
-        for (m, metric) in METRICS.iter().enumerate() {
+        for (m, names) in LIVE.into_iter().enumerate() {
             // A metric without a history (answers of one token) cannot be tested live.
             if self.live.windows[m].is_none() {
                 continue;
             }
-            let claims = self.live.claims[m].iter().zip(PARTS).zip(wanted);
-            parts.extend(
-                claims.filter(|c| c.1).map(|((claim, part), _)| Part { name: format!("live {metric} {part}"), claim }),
-            );
+            let claims = self.live.claims[m].iter().zip(names).zip(wanted);
+            parts.extend(claims.filter(|c| c.1).map(|((claim, name), _)| Part { name, claim, live: true }));
         }
         parts
     }
@@ -136,8 +140,7 @@ impl Evidence {
         self.history.live_required && !replaced
     }
 
-    fn latency(&self, gate: &Gate, rules: &Rules, ln_rollback: f64) -> Signal {
-        let parts = self.latency_parts(gate);
+    fn latency(&self, parts: &[Part], rules: &Rules, ln_rollback: f64) -> Signal {
         let weakest = parts.iter().min_by(|a, b| {
             (a.claim.proven(), a.claim.ln_promote())
                 .partial_cmp(&(b.claim.proven(), b.claim.ln_promote()))
@@ -156,8 +159,8 @@ impl Evidence {
             Some((blocks as f64 * per_block).ceil() as u64)
         });
         let detail = match (self.rejected, weakest) {
-            (Some((SignalKind::Latency, _)), _) => self.worst_latency(rules),
-            (_, Some(part)) => part.name.clone(),
+            (Some((SignalKind::Latency, _)), _) => self.worst_latency(rules).into(),
+            (_, Some(part)) => part.name.into(),
             (_, None) => String::new(),
         };
         Signal {
@@ -181,21 +184,12 @@ impl Evidence {
     }
 
     /// The part of latency that speaks loudest against the candidate.
-    fn worst_latency(&self, rules: &Rules) -> String {
-        let mut worst = (f64::NEG_INFINITY, String::new());
-        let mut look = |claim: &Claim, name: String| {
-            let ln_e = claim.ln_rollback(rules.prior, self.ticks);
-            if ln_e > worst.0 {
-                worst = (ln_e, name);
-            }
-        };
-        for (m, metric) in METRICS.iter().enumerate() {
-            look(&self.paired.claims[m], format!("paired {metric}"));
-            for (claim, part) in self.live.claims[m].iter().zip(PARTS) {
-                look(claim, format!("live {metric} {part}"));
-            }
-        }
-        worst.1
+    fn worst_latency(&self, rules: &Rules) -> &'static str {
+        let paired = self.paired.claims.iter().zip(PAIRED);
+        let live = self.live.claims.as_flattened().iter().zip(LIVE.into_iter().flatten());
+        let ln_e = |claim: &Claim| claim.ln_rollback(rules.prior, self.ticks);
+        let worst = paired.chain(live).max_by(|a, b| ln_e(a.0).total_cmp(&ln_e(b.0)));
+        worst.map_or("", |w| w.1)
     }
 
     fn failures(&self, rules: &Rules, ln_rollback: f64) -> Signal {
@@ -225,7 +219,7 @@ impl Evidence {
     }
 
     /// What promotion waits for; empty: nothing (but the dwell time, which the caller knows).
-    fn missing(&self, gate: &Gate, rules: &Rules, signals: &[Signal]) -> Vec<String> {
+    fn missing(&self, gate: &Gate, rules: &Rules, signals: &[Signal], parts: &[Part]) -> Vec<String> {
         let mut missing = Vec::new();
         if !self.preflight.done {
             missing.push(format!(
@@ -252,7 +246,7 @@ impl Evidence {
                 self.history.stable.1
             ));
         }
-        self.missing_latency(gate, rules, &signals[2], &mut missing);
+        self.missing_latency(rules, &signals[2], parts, &mut missing);
         if !self.errors.claim.proven() {
             let signal = &signals[3];
             missing.push(format!(
@@ -269,12 +263,12 @@ impl Evidence {
         missing
     }
 
-    fn missing_latency(&self, gate: &Gate, rules: &Rules, signal: &Signal, missing: &mut Vec<String>) {
-        for part in self.latency_parts(gate) {
+    fn missing_latency(&self, rules: &Rules, signal: &Signal, parts: &[Part], missing: &mut Vec<String>) {
+        for part in parts {
             if part.claim.proven() {
                 continue;
             }
-            let live = part.name.starts_with("live");
+            let live = part.live;
             let ln_e = part.claim.ln_promote();
             missing.push(if live && !self.last_step {
                 format!("{}: counted at the last step only", part.name)

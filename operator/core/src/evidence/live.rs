@@ -12,9 +12,6 @@ use crate::stats::{
     votes::{self, CLIP, not_worse, worse},
 };
 
-/// Names of the parts of a metric.
-pub(super) const PARTS: [&str; 3] = ["body", "p95", "p99"];
-
 /// What a tick brings to the live latency tests.
 pub(super) struct LiveTick<'a> {
     pub(super) candidate: &'a LiveArm,

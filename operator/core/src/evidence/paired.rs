@@ -12,9 +12,6 @@ use crate::stats::{
     votes::{not_worse, worse},
 };
 
-/// Time to first token, time per output token.
-pub(super) const METRICS: [&str; 2] = ["ttft", "tpot"];
-
 /// Unit of a block's mean log ratio: a ratio 1.5 times off the margin is as much as one block can say.
 const LN_UNIT: f64 = 0.405_465_108_108_164_4;
 
