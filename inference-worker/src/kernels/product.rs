@@ -24,6 +24,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The same values with rows and columns exchanged.
+    #[must_use]
     pub fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -51,12 +52,12 @@ pub struct Target<'a> {
 ///
 /// # Panics
 /// If the shapes do not fit, are empty, or the target is too short.
-pub fn multiply(target: Target<'_>, left: Matrix<'_>, right: Matrix<'_>, factor: f32) {
+pub fn multiply(Target { values, stride, accumulate }: Target<'_>, left: Matrix<'_>, right: Matrix<'_>, factor: f32) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "inner dimensions differ");
     assert!(m > 0 && n > 0 && k > 0, "an operand is empty");
-    assert!(target.stride >= n, "rows of the target overlap");
-    assert!(last(m, n, target.stride) < target.values.len(), "the product ends behind its target");
+    assert!(stride >= n, "rows of the target overlap");
+    assert!(last(m, n, stride) < values.len(), "the product ends behind its target");
     // SAFETY: every index that the routine forms is row · row stride + column · column stride of an operand. For the
     // operands `Matrix::new` checked the largest one against the slice (transposing exchanges the terms only), for the
     // target the assertion above does; strides are not negative, so none lies before the start. The target is borrowed
@@ -66,17 +67,17 @@ pub fn multiply(target: Target<'_>, left: Matrix<'_>, right: Matrix<'_>, factor:
             m,
             n,
             k,
-            target.values.as_mut_ptr(),
+            values.as_mut_ptr(),
             1,
-            target.stride as isize,
-            target.accumulate,
+            stride as isize,
+            accumulate,
             left.values.as_ptr(),
             left.column_stride as isize,
             left.row_stride as isize,
             right.values.as_ptr(),
             right.column_stride as isize,
             right.row_stride as isize,
-            if target.accumulate { 1.0 } else { 0.0 },
+            if accumulate { 1.0 } else { 0.0 },
             factor,
             false,
             false,

@@ -4,7 +4,7 @@ use super::WorkshopError;
 use super::recipe::Recipe;
 use super::text::{Writer, documents};
 use crate::engine::random::Random;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use tokenizers::models::TrainerWrapper;
@@ -24,7 +24,7 @@ pub const PROMPT_TOKENS: usize = 32;
 const PROMPT_WORDS: (usize, usize) = (6, 20);
 
 /// One line of a prompt file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Prompt {
     /// Name, unique in the file.
     pub id: String,
@@ -121,7 +121,9 @@ fn encode_documents(tokenizer: &Tokenizer, documents: &[String]) -> Result<Vec<u
         let texts: Vec<&str> = some.iter().map(String::as_str).collect();
         let encoded =
             tokenizer.encode_batch_fast(texts, true).map_err(WorkshopError::tokenizer("encoding the text"))?;
-        encoded.iter().for_each(|e| tokens.extend_from_slice(e.get_ids()));
+        for encoding in encoded {
+            tokens.extend_from_slice(encoding.get_ids());
+        }
     }
     Ok(tokens)
 }
@@ -184,24 +186,6 @@ pub fn write_prompts(path: &Path, prompts: &[Prompt]) -> Result<(), WorkshopErro
         lines.push('\n');
     }
     std::fs::write(path, lines).map_err(WorkshopError::file("write", path))
-}
-
-/// Reads prompts, one JSON object per line; empty lines are skipped.
-///
-/// # Errors
-/// If a line is not `{"id": …, "prompt": …}` or there is none.
-pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, WorkshopError> {
-    let text = std::fs::read_to_string(path).map_err(WorkshopError::file("read", path))?;
-    let lines = text.lines().filter(|line| !line.trim().is_empty());
-    let prompts: Vec<Prompt> =
-        lines.map(serde_json::from_str).collect::<Result<_, _>>().map_err(WorkshopError::json(path))?;
-    if prompts.is_empty() {
-        return Err(WorkshopError::Refused(format!(
-            "{} must hold at least one prompt per line as {{\"id\": …, \"prompt\": …}} but is empty",
-            path.display()
-        )));
-    }
-    Ok(prompts)
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Candidates with real faults: made from a healthy packed model, and kept only if the fault shows on the probes.
 
 use super::WorkshopError;
-use super::corpus::read_prompts;
 use super::export::{StoredTensor, read_tensors, write_json, write_tensors};
 use super::probing::{Baseline, Loaded, Similarity, TAIL};
 use super::progress::Progress;
@@ -62,9 +61,9 @@ pub struct Report {
 /// A rope search needs this many probes for its probabilities to mean something.
 const ROPE_PROBES: usize = 200;
 /// A gate of .95 must pass, with room for the draw of prompts.
-const ROPE_MEAN: f64 = 0.955;
+const ROPE_MEAN: f64 = 0.951;
 /// Below, the tail test takes too long; above, the fault is gross.
-const ROPE_TAIL: (f64, f64) = (0.14, 0.25);
+const ROPE_TAIL: (f64, f64) = (0.13, 0.25);
 /// The tail gate allows .05; a fault near it would honestly stay undecided.
 const ZERO_TAIL: f64 = 0.08;
 /// Two thirds of a gross fault's probes are far outside any gate.
@@ -85,8 +84,7 @@ pub fn damage(order: &Damage, progress: &mut dyn Progress) -> Result<Report, Wor
             order.out.display()
         )));
     }
-    let prompts = read_prompts(&order.probes)?;
-    let baseline = Baseline::new(&order.baseline, &prompts, order.threads)?;
+    let baseline = Baseline::new(&order.baseline, &order.probes, order.threads)?;
     let healthy = baseline.compare(&Loaded::open(&order.model)?)?;
     progress.note(&format!("healthy: {healthy}"));
     let staging = Staging::new(&order.out)?;

@@ -141,7 +141,7 @@ pub fn distill(
     write_prompts(&dir.join("probes.jsonl"), &corpus.probes)?;
     write_prompts(&dir.join("prompts.jsonl"), &corpus.prompts)?;
 
-    let baseline = Baseline::new(&fp16, &corpus.probes, threads)?;
+    let baseline = Baseline::new(&fp16, &dir.join("probes.jsonl"), threads)?;
     let served = Loaded::open(&bitnet)?;
     let similarity = baseline.compare(&served)?;
     progress.note(&format!("student against teacher: {similarity}"));
@@ -212,8 +212,8 @@ pub fn graph_agreement(weights: &Weights, served: &Loaded, baseline: &Baseline) 
     let network = Network::frozen(weights).map_err(failed())?;
     let (mut sum, mut rows) = (0.0, 0usize);
     for text in baseline.texts().take(64) {
-        let trained = network.forward(&text, text.len()).map_err(failed())?;
-        let served = served.logits(&text)?;
+        let trained = network.forward(text, text.len()).map_err(failed())?;
+        let served = served.logits(text)?;
         let add = |trained: &[f32]| {
             let vocabulary = weights.shape.vocabulary;
             for (a, b) in trained.chunks_exact(vocabulary).zip(served.chunks_exact(vocabulary)) {
@@ -236,8 +236,7 @@ fn demand(demands: &Demands, similarity: &Similarity, export: &ExportCheck) -> R
     ];
     let mut missed = String::new();
     for (what, value, least) in found {
-        // Negated, so that NaN misses, too.
-        if !(value >= least) {
+        if value.is_nan() || value < least {
             let _ = write!(missed, "\n  {what} must be at least {least} but is {value:.5}");
         }
     }

@@ -1,3 +1,4 @@
+use crate::compare::ProbeError;
 use crate::model::{ForwardError, LoadError, TextError};
 use std::path::{Path, PathBuf};
 
@@ -58,7 +59,7 @@ pub enum WorkshopError {
         path: PathBuf,
         /// The loader's reason.
         #[source]
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// A model does not run.
     #[error("the model in {} does not run", path.display())]
@@ -69,11 +70,18 @@ pub enum WorkshopError {
         #[source]
         source: ForwardError,
     },
+    /// The probe file is no probe set.
+    #[error("the probes cannot be used")]
+    Probes {
+        /// Its reader's reason.
+        #[source]
+        source: ProbeError,
+    },
     /// A prompt cannot be encoded.
-    #[error("prompt {id} cannot be encoded")]
+    #[error("probe {number} cannot be encoded")]
     Prompt {
-        /// Its id in the probe file.
-        id: String,
+        /// Its place among the prompts, from 1.
+        number: usize,
         /// The tokenizer's reason.
         #[source]
         source: TextError,
@@ -90,6 +98,11 @@ pub enum WorkshopError {
 }
 
 impl WorkshopError {
+    pub(super) fn load(path: &Path) -> impl FnOnce(LoadError) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Load { path, source: Box::new(source) }
+    }
+
     pub(super) fn tensor(doing: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
         move |source| Self::Tensor { doing, source }
     }

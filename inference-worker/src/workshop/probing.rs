@@ -1,12 +1,12 @@
 //! What a comparison would see of two models, measured on all probes and all positions.
 //!
-//! As in serving: the baseline continues each prompt greedily, both models get that text (teacher forcing), and the
-//! logits of each continued position are compared. A tick draws prompts and positions at random; here every one is
-//! taken, so the numbers are the expectations of what ticks see.
+//! As in serving: the baseline continues each prompt greedily up to the end of its text, both models get that text
+//! (teacher forcing), and the logits of each continued position are compared as they would arrive over the wire. A tick
+//! draws prompts and positions at random; here every one is taken, so the numbers are the expectations of what ticks see.
 
 use super::WorkshopError;
-use super::corpus::Prompt;
 use crate::compare::similarity::{RowSimilarity, compare_rows, first_maximum};
+use crate::compare::{Probes, halves};
 use crate::model::{ForwardError, LoadOptions, Model, Step, Text, Want};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -26,8 +26,7 @@ pub struct Loaded {
 impl Loaded {
     /// Loads a model directory.
     pub fn open(dir: &Path) -> Result<Self, WorkshopError> {
-        let load = Model::load(dir, &LoadOptions::default());
-        let model = load.map_err(|source| WorkshopError::Load { path: dir.to_path_buf(), source })?;
+        let model = Model::load(dir, &LoadOptions::default()).map_err(WorkshopError::load(dir))?;
         Ok(Self { path: dir.to_path_buf(), model })
     }
 
@@ -48,21 +47,29 @@ impl Loaded {
         Ok(step.logits)
     }
 
-    /// The greedy continuation of a prompt, whatever ends the text, and the logits that it was chosen by.
-    fn continue_greedily(&self, prompt: &[u32], tokens: usize) -> Result<(Vec<u32>, Vec<f32>), WorkshopError> {
-        let mut cache = self.model.new_cache(prompt.len() + tokens);
-        let (mut continuation, mut rows) = (Vec::new(), Vec::new());
-        let mut next = prompt.to_vec();
-        while continuation.len() < tokens {
-            let mut steps = [Step::new(&mut cache, &next, Want::Last)];
+    /// The greedy continuation of a prompt, without the token that ends the text, and the logits that it was chosen by;
+    /// at least one row, because an empty continuation still has the prediction that ended it.
+    fn continue_greedily(&self, prompt: &[u32], most: usize) -> Result<Continued, WorkshopError> {
+        let mut cache = self.model.new_cache(prompt.len() + most);
+        let (mut text, mut rows) = (prompt.to_vec(), Vec::new());
+        let mut fed = 0;
+        loop {
+            let mut steps = [Step::new(&mut cache, &text[fed..], Want::Last)];
             self.forward(&mut steps)?;
             let [step] = steps;
             let token = first_maximum(&step.logits) as u32;
-            rows.extend_from_slice(&step.logits);
-            continuation.push(token);
-            next = vec![token];
+            let ended = self.model.config().eos.contains(&token);
+            // The prediction of the end is a row only if there is no other.
+            if !ended || rows.is_empty() {
+                rows.extend_from_slice(&step.logits);
+            }
+            fed = text.len();
+            if ended || fed + 1 == prompt.len() + most {
+                halves::through(&mut rows);
+                return Ok(Continued { first: prompt.len() - 1, text, rows });
+            }
+            text.push(token);
         }
-        Ok((continuation, rows))
     }
 }
 
@@ -73,36 +80,50 @@ pub struct Baseline {
     probes: Vec<Continued>,
 }
 
+/// A prompt with its continuation.
 struct Continued {
-    prompt: Vec<u32>,
-    continuation: Vec<u32>,
+    /// All tokens but the last continued one, whose successor nobody asks for.
+    text: Vec<u32>,
+    /// Index of the prompt's last token: its logits are the first row.
+    first: usize,
+    /// The baseline's logits, `[continued tokens, vocabulary]`.
     rows: Vec<f32>,
 }
 
 impl Baseline {
-    /// Continues every prompt.
+    /// Continues every prompt of a probe file.
     ///
     /// # Errors
-    /// If a prompt cannot be encoded, is empty, or does not fit the context with its continuation.
-    pub fn new(dir: &Path, prompts: &[Prompt], threads: usize) -> Result<Self, WorkshopError> {
+    /// If the file is no probe set, or a prompt cannot be encoded or leaves no room in the context.
+    pub fn new(dir: &Path, probes: &Path, threads: usize) -> Result<Self, WorkshopError> {
         let loaded = Loaded::open(dir)?;
-        let text = Text::load(dir).map_err(|source| WorkshopError::Load { path: dir.to_path_buf(), source })?;
+        let text = Text::load(dir).map_err(WorkshopError::load(dir))?;
+        let set = Probes::read(Some(probes)).map_err(|source| WorkshopError::Probes { source })?;
         let context = loaded.model.config().context;
-        let probes = parallel(prompts, threads, |p| {
-            let prompt =
-                text.encode(&p.prompt).map_err(|source| WorkshopError::Prompt { id: p.id.clone(), source })?;
-            if prompt.is_empty() || prompt.len() + CONTINUATION > context {
+        let all: Vec<usize> = (0..set.len()).collect();
+        let probes = parallel(&all, threads, |&index| {
+            let prompt = set.tokens(index, &text).map_err(|source| WorkshopError::Prompt { number: index + 1, source })?;
+            if prompt.is_empty() || prompt.len() >= context {
                 return Err(WorkshopError::Refused(format!(
-                    "probe {} has {} tokens, but must have from 1 to {} to fit the context of {context} with its continuation: shorten or remove it",
-                    p.id,
-                    prompt.len(),
-                    context.saturating_sub(CONTINUATION)
+                    "probe {} must have from 1 to {} tokens to leave room in the context of {context} but has {}: shorten or remove it",
+                    index + 1,
+                    context - 1,
+                    prompt.len()
                 )));
             }
-            let (continuation, rows) = loaded.continue_greedily(&prompt, CONTINUATION)?;
-            Ok(Continued { prompt, continuation, rows })
+            loaded.continue_greedily(&prompt, CONTINUATION.min(context - prompt.len()))
         })?;
         Ok(Self { vocabulary: loaded.model.config().vocab_size, threads, probes })
+    }
+
+    /// Number of probes.
+    pub fn len(&self) -> usize {
+        self.probes.len()
+    }
+
+    /// Always false: an empty probe file is refused.
+    pub fn is_empty(&self) -> bool {
+        self.probes.is_empty()
     }
 
     /// Compares a candidate on every probe.
@@ -118,26 +139,18 @@ impl Baseline {
             )));
         }
         let rows = parallel(&self.probes, self.threads, |probe| {
-            let text = probe.text();
-            let first = probe.prompt.len() - 1;
-            let logits = candidate.logits(&text)?;
-            let candidate = logits[first * self.vocabulary..].chunks_exact(self.vocabulary);
+            let mut logits = candidate.logits(&probe.text)?;
+            halves::through(&mut logits);
+            let candidate = logits[probe.first * self.vocabulary..].chunks_exact(self.vocabulary);
             let baseline = probe.rows.chunks_exact(self.vocabulary);
             Ok(baseline.zip(candidate).map(|(a, b)| compare_rows(a, b)).collect())
         })?;
         Ok(Similarity::of(&rows))
     }
 
-    /// The forced texts: prompts with their continuations, apart from the last token.
-    pub fn texts(&self) -> impl Iterator<Item = Vec<u32>> {
-        self.probes.iter().map(Continued::text)
-    }
-}
-
-impl Continued {
-    fn text(&self) -> Vec<u32> {
-        let kept = &self.continuation[..self.continuation.len() - 1];
-        self.prompt.iter().chain(kept).copied().collect()
+    /// The forced texts: prompts with their continuations.
+    pub fn texts(&self) -> impl Iterator<Item = &[u32]> {
+        self.probes.iter().map(|probe| probe.text.as_slice())
     }
 }
 
@@ -162,20 +175,27 @@ pub struct Similarity {
 }
 
 impl Similarity {
-    /// Summary of rows, one list per prompt, all of one length.
+    /// Summary of rows, one list per prompt. Prompts weigh equally, as when they are drawn; within a prompt, positions
+    /// do.
     fn of(prompts: &[Vec<RowSimilarity>]) -> Self {
-        let rows: Vec<&RowSimilarity> = prompts.iter().flatten().collect();
-        let n = rows.len().max(1) as f64;
-        let mut cosines: Vec<f64> = rows.iter().map(|r| r.cosine).collect();
-        cosines.sort_by(f64::total_cmp);
+        let weighed = || prompts.iter().flat_map(|rows| rows.iter().map(|r| (r, 1.0 / rows.len() as f64)));
+        let n = prompts.len().max(1) as f64;
+        let mean = |of: &dyn Fn(&RowSimilarity) -> f64| weighed().map(|(r, weight)| weight * of(r)).sum::<f64>() / n;
+        let mut cosines: Vec<(f64, f64)> = weighed().map(|(r, weight)| (r.cosine, weight)).collect();
+        cosines.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut passed = 0.0;
+        let fifth = cosines.iter().find(|(_, weight)| {
+            passed += weight;
+            passed >= 0.05 * n
+        });
         Self {
             prompts: prompts.len(),
-            mean: cosines.iter().sum::<f64>() / n,
-            fifth_percentile: cosines.get((rows.len().saturating_sub(1)) / 20).copied().unwrap_or(0.0),
-            tail: cosines.iter().filter(|c| **c < TAIL).count() as f64 / n,
-            kl: rows.iter().map(|r| r.kl).sum::<f64>() / n,
-            top1: rows.iter().filter(|r| r.top1).count() as f64 / n,
-            non_finite: rows.iter().map(|r| r.non_finite).sum(),
+            mean: mean(&|r| r.cosine),
+            fifth_percentile: fifth.map_or(0.0, |(cosine, _)| *cosine),
+            tail: mean(&|r| f64::from(u8::from(r.cosine < TAIL))),
+            kl: mean(&|r| r.kl),
+            top1: mean(&|r| f64::from(u8::from(r.top1))),
+            non_finite: weighed().map(|(r, _)| r.non_finite).sum(),
         }
     }
 }
@@ -214,14 +234,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_counts_positions() {
+    fn the_summary_weighs_prompts_equally() {
         let row = |cosine| RowSimilarity { cosine, mse: 0.0, kl: 0.5, top1: cosine > 0.95, non_finite: 1 };
-        let rows: Vec<Vec<RowSimilarity>> =
-            (0..10).map(|p| (0..10).map(|i| row(if p == 0 && i < 6 { 0.5 } else { 1.0 })).collect()).collect();
+        // Nine good prompts of ten positions, and a bad one of two.
+        let mut rows: Vec<Vec<RowSimilarity>> = (0..9).map(|_| vec![row(1.0); 10]).collect();
+        rows.push(vec![row(0.5), row(1.0)]);
         let s = Similarity::of(&rows);
-        assert_eq!((s.prompts, s.non_finite), (10, 100));
-        assert!((s.mean - 0.97).abs() < 1e-12 && (s.tail - 0.06).abs() < 1e-12 && (s.top1 - 0.94).abs() < 1e-12);
-        assert_eq!((s.fifth_percentile, s.kl), (0.5, 0.5));
+        assert_eq!((s.prompts, s.non_finite, s.kl), (10, 92, 0.5));
+        assert!((s.mean - 0.975).abs() < 1e-12 && (s.tail - 0.05).abs() < 1e-12 && (s.top1 - 0.95).abs() < 1e-12);
+        assert_eq!(s.fifth_percentile, 0.5);
+        rows.push(vec![row(1.0)]);
+        assert_eq!(Similarity::of(&rows).fifth_percentile, 1.0);
     }
 
     #[test]

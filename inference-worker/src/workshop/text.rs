@@ -223,7 +223,7 @@ impl Writer {
                 _ => format!("In the {place} {name} holds the {thing}."),
             });
         }
-        for _ in 0..1 + self.0.below(3) {
+        for _ in 0..=self.0.below(3) {
             let [name, thing, place] = known[self.0.below(people)];
             sentences.push(match self.0.below(3) {
                 0 => format!("Question: Who has the {thing}? Answer: {name}."),

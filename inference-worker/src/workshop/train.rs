@@ -92,8 +92,8 @@ impl Batch {
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
         for _ in 0..sequences {
             let start = random.below(tokens.len() - context - 1);
-            inputs.extend_from_slice(&tokens[start..start + context]);
-            targets.extend_from_slice(&tokens[start + 1..start + context + 1]);
+            inputs.extend_from_slice(&tokens[start..][..context]);
+            targets.extend_from_slice(&tokens[start + 1..][..context]);
         }
         Self { inputs, targets }
     }

@@ -54,7 +54,9 @@ impl Loss {
                     out.copy_from_slice(x);
                     softmax(out, 1.0);
                     out[target as usize] -= 1.0;
-                    out.iter_mut().for_each(|g| *g *= weight);
+                    for g in out {
+                        *g *= weight;
+                    }
                 }
                 Ok(())
             }
@@ -93,7 +95,9 @@ impl CustomOp1 for Loss {
         let (rows, _) = x.dims2()?;
         read(x, |x| self.gradient(x, rows, &mut dx))?;
         if outer != 1.0 {
-            dx.iter_mut().for_each(|g| *g *= outer);
+            for g in &mut dx {
+                *g *= outer;
+            }
         }
         Ok(Some(tensor(dx, x)?))
     }
