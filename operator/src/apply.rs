@@ -143,9 +143,9 @@ async fn create(api: &Api<DynamicObject>, write: &Write, object: &Value) -> Resu
         Err(error) => return Err(error),
     };
     let found = api.get(&write.name).await?;
-    let owner = &object["metadata"]["ownerReferences"][0];
+    let Some([owner]) = wanted.metadata.owner_references.as_deref() else { return Err(taken) };
     let owners = found.metadata.owner_references.as_deref().unwrap_or_default();
-    if owners.iter().any(|known| owner["uid"] == known.uid.as_str()) {
+    if owners.iter().any(|known| known.uid == owner.uid) {
         return Ok(Some(found));
     }
     let same_rollout = found.metadata.labels.as_ref().and_then(|labels| labels.get(label::ROLLOUT)).map(String::as_str)

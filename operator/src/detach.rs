@@ -18,8 +18,10 @@ use kube::{
 use serde_json::json;
 use std::time::Duration;
 
-/// The lease is kept for this long, so that no replica starts again while the installation goes away.
+/// The lease is kept for this long at a time, so that no replica starts again meanwhile.
 const HOLD: Duration = Duration::from_mins(2);
+/// And this long after the last rollout was let go.
+const LINGER: Duration = Duration::from_secs(30);
 /// Attempts per rollout: each conflict means that somebody else wrote first.
 const ATTEMPTS: u32 = 5;
 
@@ -76,6 +78,8 @@ pub async fn run(client: &Client, config: &Config, claim: &Claim) -> Result<usiz
             count += 1;
         }
     }
+    // Long enough for the installation to go, short enough for another one to begin.
+    lease::seize(client.clone(), claim, LINGER).await.map_err(Error::Lease)?;
     Ok(count)
 }
 

@@ -1,7 +1,7 @@
 //! The HTTPRoute: its rule, its weights, and the ledger in its annotations.
 
-use crate::render::Compact;
-use bitnet_api::keys::route as key;
+use crate::render::{Compact, labels::MANAGED_BY};
+use bitnet_api::keys::{label, route as key};
 use bitnet_core::{
     model::{LatchKey, Revision, Rollout, RouteTarget},
     observation::{Backend, Ledger, Route, RouteState},
@@ -118,7 +118,7 @@ pub(super) fn read(rollout: &Rollout, object: Option<DynamicObject>, rivals: &[R
         Some(_) => None,
         None => older_claim(rollout, rivals),
     };
-    let owned = object.metadata.owner_references.iter().flatten().any(|owner| owner.uid == rollout.uid);
+    let owned = owned(rollout, &object.metadata);
     let rule = rule_index(rollout, &object);
     let index = *rule.as_ref().unwrap_or(&0);
     let view = RouteView::new(Some(object), index);
@@ -153,6 +153,17 @@ pub(super) fn read(rollout: &Rollout, object: Option<DynamicObject>, rivals: &[R
         originals_ready: None,
     };
     (RouteState::Found(route), view)
+}
+
+/// The route was created by this rollout, or by one of its name that was let go: then nobody owns it.
+fn owned(rollout: &Rollout, meta: &ObjectMeta) -> bool {
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    let label = |key| meta.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    let left = matches!(rollout.route, RouteTarget::Own { .. })
+        && owners.is_empty()
+        && label(label::ROLLOUT) == Some(rollout.name.as_str())
+        && label("app.kubernetes.io/managed-by") == Some(MANAGED_BY);
+    left || owners.iter().any(|owner| owner.uid == rollout.uid)
 }
 
 /// An older rollout names the same route and nobody holds it yet.

@@ -24,7 +24,11 @@ pub(super) fn render(rollout: &Rollout, world: &World, write: &RouteWrite, owner
             Action::Create(Box::new(own_route(rollout, backends, ledger, owner)))
         }
         RouteWrite::Set { backends, ledger, adopt, decision } => {
-            Action::Patch(set(rollout, world, backends, ledger, *adopt, decision.as_deref()))
+            let mut operations = set(rollout, world, backends, ledger, *adopt, decision.as_deref());
+            if matches!(rollout.route, RouteTarget::Own { .. }) {
+                operations.with_owner(world.route.meta(), owner);
+            }
+            Action::Patch(operations.patch())
         }
         RouteWrite::Restore => Action::Patch(restore(world, &rollout.uid)),
         RouteWrite::Release => Action::Patch(release(world, &rollout.uid)),
@@ -46,7 +50,7 @@ fn set(
     ledger: &Ledger,
     adopt: bool,
     decision: Option<&DecisionRecord>,
-) -> json_patch::Patch {
+) -> Operations {
     let route = &world.route;
     let meta = route.meta();
     let existing = route.backend_refs();
@@ -67,7 +71,7 @@ fn set(
         wanted.insert(key::ORIGINALS, Some(originals));
     }
     annotate(&mut operations, meta, &wanted);
-    operations.patch()
+    operations
 }
 
 fn restore(world: &World, uid: &str) -> json_patch::Patch {

@@ -256,13 +256,9 @@ pub fn orphan(kind: Kind, meta: &ObjectMeta, uid: &str) -> Option<Write> {
 }
 
 /// Puts an ownerReference on an object that has no controller, so that an orphan belongs to a rollout again.
-pub fn adopt(kind: Kind, meta: &ObjectMeta, owner: &Value) -> Write {
+pub fn adopt(kind: Kind, meta: &ObjectMeta, owner: &OwnerReference) -> Write {
     let mut operations = Operations::on(meta);
-    if meta.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()) {
-        operations.add(["metadata", "ownerReferences", "-"], owner.clone());
-    } else {
-        operations.add(["metadata", "ownerReferences"], json!([owner]));
-    }
+    operations.with_owner(meta, owner);
     Write { kind, name: meta.name.clone().unwrap_or_default(), action: Action::Patch(operations.patch()) }
 }
 
@@ -297,6 +293,15 @@ impl Operations {
 
     pub(crate) fn remove<const N: usize>(&mut self, tokens: [&str; N]) {
         self.0.push(PatchOperation::Remove(RemoveOperation { path: path(tokens) }));
+    }
+
+    /// Adds an ownerReference where it is not there yet.
+    pub(crate) fn with_owner(&mut self, meta: &ObjectMeta, owner: &OwnerReference) {
+        match meta.owner_references.as_deref().unwrap_or_default() {
+            [] => self.add(["metadata", "ownerReferences"], json!([owner])),
+            owners if owners.iter().any(|known| known.uid == owner.uid) => {}
+            _ => self.add(["metadata", "ownerReferences", "-"], json!(owner)),
+        }
     }
 
     /// Removes the ownerReferences of `uid`; false where there are none.

@@ -147,6 +147,9 @@ fn an_own_route_is_ours_by_its_owner() {
     let rollout =
         Rollout { route: RouteTarget::Own { gateway: "gw".into(), hostnames: Vec::new() }, ..fake::rollout() };
     assert!(!found(read_as(&rollout, &value, &[])).owned);
+    value["metadata"]["labels"] = json!(crate::render::labels::of_rollout("chat"));
+    assert!(found(read_as(&rollout, &value, &[])).owned, "left behind by a rollout of this name");
+    assert!(!found(read_as(&adopting(Some("completions")), &value, &[])).owned);
     value["metadata"]["ownerReferences"] =
         json!([{"apiVersion": "v1", "kind": "ModelRollout", "name": "chat", "uid": "u"}]);
     assert!(found(read_as(&rollout, &value, &[])).owned);
