@@ -1,5 +1,6 @@
 //! Prints what the decision rules do: how long healthy candidates take, how often equal ones are rolled back, how fast
-//! damaged ones go. `cargo run --release -p bitnet-core --example simulate_canary [runs]` (default 500).
+//! damaged ones go. `cargo run --release -p bitnet-core --example simulate_canary [runs [part of a world's name]]`
+//! (default 500 runs of every world).
 
 mod world;
 
@@ -70,6 +71,9 @@ fn defaults(runs: u64) {
 }
 
 fn report(name: &str, gate: &Gate, steps: Steps, world: &World, runs: u64) {
+    if std::env::args().nth(2).is_some_and(|part| !name.contains(&part)) {
+        return;
+    }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let all: Vec<Run> = std::thread::scope(|scope| {
         let part = |first| {
