@@ -2,6 +2,7 @@
 
 use crate::{
     admin::Readiness,
+    client::Category,
     observe::http_routes,
     reconcile::{Context, Guarded, forget, reconcile, route_name},
 };
@@ -164,6 +165,11 @@ fn retry(object: Arc<Guarded>, error: &crate::reconcile::Error, context: Arc<Con
     let category = error.category();
     let wait = context.backoff.failed(ObjectRef::from_obj(&*object), category);
     context.metrics.reconciled(category.name());
+    if category == Category::Conflict {
+        // Gateways write the route's status all the time: nothing to worry about.
+        tracing::info!(rollout = object.name_any(), retry_in = ?wait, "somebody else wrote first: {error}");
+        return Action::requeue(wait);
+    }
     tracing::warn!(
         namespace = object.namespace(),
         rollout = object.name_any(),

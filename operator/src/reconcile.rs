@@ -257,7 +257,21 @@ async fn validated(context: &Context, object: &ModelRollout) -> Result<Result<Ro
             }
         }
     };
-    Ok(validate(object, gate.as_ref(), &context.pools))
+    let outcome = validate(object, gate.as_ref(), &context.pools);
+    if outcome.is_err() && object.metadata.deletion_timestamp.is_some() {
+        return Ok(validate_to_delete(object, &context.pools).or(outcome));
+    }
+    Ok(outcome)
+}
+
+/// A rollout goes in order even where its gate or its pools went first: a deletion judges nothing and creates no pod.
+fn validate_to_delete(object: &ModelRollout, pools: &Pools) -> Result<Rollout, Refusal> {
+    let mut going = object.clone();
+    let mut pools = pools.clone();
+    pools.names.extend([&going.spec.baseline, &going.spec.model].into_iter().filter_map(|arm| arm.pool.clone()));
+    going.spec.gate = None;
+    going.spec.gate_spec = serde_json::from_value(serde_json::json!({"probes": {"configMap": "none"}})).ok();
+    validate(&going, None, &pools)
 }
 
 async fn refused(

@@ -132,6 +132,14 @@ async fn a_deletion_is_not_held_up_by_a_gate_that_is_gone() {
     let mut going = object();
     going["metadata"]["deletionTimestamp"] = json!("2025-01-01T00:00:00Z");
     going["metadata"]["finalizers"] = json!([bitnet_api::keys::FINALIZER]);
+    going["spec"]["model"]["pool"] = json!("gone");
+    let (client, log, stored) = world(going.clone(), None, None);
+    assert_eq!(look(&context(&client)).await.unwrap(), Action::await_change());
+    assert_eq!(writes(&log), ["PATCH modelrollouts/chat"], "in order: there is nothing to take down");
+    assert_eq!(stored.lock().unwrap()["metadata"]["finalizers"], json!([]));
+
+    // A spec that no rule of today allows: what serves stays.
+    going["spec"]["capacity"] = json!("swap");
     let (client, log, stored) = world(going, None, None);
     assert_eq!(look(&context(&client)).await.unwrap(), Action::await_change());
     assert_eq!(writes(&log), ["POST tenant/events", "PATCH modelrollouts/chat"]);
