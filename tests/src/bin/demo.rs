@@ -73,10 +73,14 @@ struct Prepared {
 
 impl Prepared {
     fn find(config: &Config, progress: &Progress) -> Result<Self> {
+        if Cluster::entered(config) {
+            // The second run of `enter_netns`: all of it was made a moment ago.
+            let (binaries, models) = (Binaries::built()?, Models::made()?);
+            return Ok(Self { binaries, models, cluster: Cluster::up(config, progress)? });
+        }
         let binaries = progress.stage("programs built", Binaries::build)?;
         let models = progress.stage("models trained and damaged", || Models::ensure(&binaries.worker))?;
-        let cluster = Cluster::up(config, progress)?;
-        Ok(Self { binaries, models, cluster })
+        Ok(Self { binaries, models, cluster: Cluster::up(config, progress)? })
     }
 }
 

@@ -155,6 +155,11 @@ impl Cluster {
         netns::enter(&self.layout)
     }
 
+    /// Whether this process is already in the network of the box in that folder: the second run of `enter_netns`.
+    pub fn entered(config: &Config) -> bool {
+        Layout::at(&config.dir).is_ok_and(|layout| netns::is_inside(&layout))
+    }
+
     /// A command inside the box's network, with `KUBECONFIG` and the box's tools on `PATH`; works from anywhere.
     pub fn command_in(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut command = netns::inside(&self.layout, program, &[]);

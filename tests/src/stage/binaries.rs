@@ -18,6 +18,23 @@ pub struct Binaries {
 }
 
 impl Binaries {
+    /// The programs beside this one, as an earlier [`Binaries::build`] of the same run left them.
+    pub fn built() -> Result<Self> {
+        let here = std::env::current_exe().context("finding this program's own file")?;
+        let folder =
+            here.ancestors().find(|a| a.ends_with("release")).context("this program is in no folder `release`")?;
+        let program = |name: &str| {
+            let path = folder.join(name);
+            ensure!(path.is_file(), "{} is not built", path.display());
+            Ok(path)
+        };
+        Ok(Self {
+            operator: program("operator")?,
+            worker: program("inference-worker")?,
+            kubectl_bitnet: program("kubectl-bitnet")?,
+        })
+    }
+
     /// Builds what has changed and says where the programs are.
     pub fn build() -> Result<Self> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -27,27 +27,32 @@ pub struct Models {
 impl Models {
     /// Trains and damages what is not in the cache yet.
     pub fn ensure(worker: &Path) -> Result<Self> {
+        let models = Self::made()?;
+        let pair = models.fp16.parent().context("the cache has no folder")?;
+        run(worker, &["distill", "--out"], &[pair], &[])?;
+        for (fault, out) in [("order", &models.order), ("rope", &models.rope)] {
+            let options: [(&str, &Path); 4] = [
+                ("--baseline", &models.fp16),
+                ("--model", &models.bitnet),
+                ("--probes", &models.probes),
+                ("--out", out),
+            ];
+            run(worker, &["damage", "--fault", fault], &[], &options)?;
+        }
+        Ok(models)
+    }
+
+    /// Where [`Models::ensure`] puts them.
+    pub fn made() -> Result<Self> {
         let root = cache_dir()?.join("models");
         let pair = root.join("small");
-        run(worker, &["distill", "--out"], &[&pair], &[])?;
-        let (fp16, bitnet, probes) = (pair.join("fp16"), pair.join("bitnet"), pair.join("probes.jsonl"));
-        let damaged = |fault: &str| -> Result<PathBuf> {
-            let out = root.join(format!("small-{fault}"));
-            run(
-                worker,
-                &["damage", "--fault", fault],
-                &[],
-                &[("--baseline", &fp16), ("--model", &bitnet), ("--probes", &probes), ("--out", &out)],
-            )?;
-            Ok(out)
-        };
         Ok(Self {
-            order: damaged("order")?,
-            rope: damaged("rope")?,
+            fp16: pair.join("fp16"),
+            bitnet: pair.join("bitnet"),
+            probes: pair.join("probes.jsonl"),
             prompts: pair.join("prompts.jsonl"),
-            fp16,
-            bitnet,
-            probes,
+            order: root.join("small-order"),
+            rope: root.join("small-rope"),
         })
     }
 

@@ -15,8 +15,11 @@ pub(crate) async fn cases_get_the_answer_that_they_name(suite: Arc<Suite>) -> Re
     for file in fs::read_dir(&folder)? {
         let path = file?.path();
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let mut before = "";
         for case in text.split("\n---\n") {
-            let (expected, name, answer) = ask(&stand, case).await.with_context(|| format!("in {}", path.display()))?;
+            let (expected, name, answer) =
+                ask(&stand, case, before).await.with_context(|| format!("in {}", path.display()))?;
+            before = case;
             match (expected.as_str(), answer) {
                 ("accepted", Ok(())) => accepted += 1,
                 ("accepted", Err(message)) => wrong.push(format!("{name}: refused: {message}")),
@@ -32,28 +35,41 @@ pub(crate) async fn cases_get_the_answer_that_they_name(suite: Arc<Suite>) -> Re
     stand.away().await
 }
 
-/// What the case expects, its name, and what the API server says to a strict dry run of creating it.
-async fn ask(stand: &Stand, case: &str) -> Result<(String, String, Result<(), String>)> {
-    let expected = case.lines().find_map(|l| l.strip_prefix("# expect: ")).context("a case without `# expect:`")?;
-    let object: Value = serde_yaml::from_str(case)?;
-    let text = |path: &str| object[path].as_str().unwrap_or_default().to_owned();
-    let (group, version) = (text("apiVersion"), text("kind"));
-    let (group, kind) = (group.split_once('/').context("apiVersion without a group")?, version);
-    let kind = GroupVersionKind::gvk(group.0, group.1, &kind);
-    let (resource, _) = discovery::pinned_kind(&stand.client, &kind).await?;
-    let url = format!(
-        "/apis/{}/namespaces/{}/{}?dryRun=All&fieldValidation=Strict",
-        resource.api_version,
-        stand.namespace(),
-        resource.plural
-    );
-    let request =
-        hyper::Request::post(url).header("content-type", "application/json").body(serde_json::to_vec(&object)?)?;
+/// What the case expects, its name, and what the API server says to a strict dry run: of creating the object, or, for a
+/// case that begins with `# then:`, of replacing the one `before` it, which is created for that.
+async fn ask(stand: &Stand, case: &str, before: &str) -> Result<(String, String, Result<(), String>)> {
+    let heading = |prefix: &str| case.lines().find_map(|l| l.strip_prefix(prefix)).map(str::to_owned);
+    let (expected, update) = match (heading("# expect: "), heading("# then: ")) {
+        (Some(expected), None) => (expected, false),
+        (None, Some(expected)) => (expected, true),
+        _ => anyhow::bail!("a case begins with either `# expect: …` or `# then: …`:\n{case}"),
+    };
+    let mut object: Value = serde_yaml::from_str(case)?;
+    let name = object["metadata"]["name"].as_str().context("a case without a name")?.to_owned();
+    let version = object["apiVersion"].as_str().context("a case without apiVersion")?;
+    let (group, version) = version.split_once('/').context("apiVersion without a group")?;
+    let kind = object["kind"].as_str().context("a case without a kind")?;
+    let (resource, _) = discovery::pinned_kind(&stand.client, &GroupVersionKind::gvk(group, version, kind)).await?;
+    let url = format!("/apis/{}/namespaces/{}/{}", resource.api_version, stand.namespace(), resource.plural);
+    let strict = "dryRun=All&fieldValidation=Strict";
+    let (method, url) = if update {
+        let first = serde_json::to_vec(&serde_yaml::from_str::<Value>(before)?)?;
+        let request = hyper::Request::post(&url).header("content-type", "application/json").body(first)?;
+        let stored: Value = stand.client.request(request).await.context("creating what is to be replaced")?;
+        object["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
+        ("PUT", format!("{url}/{name}?{strict}"))
+    } else {
+        ("POST", format!("{url}?{strict}"))
+    };
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(url)
+        .header("content-type", "application/json")
+        .body(serde_json::to_vec(&object)?)?;
     let answer = match stand.client.request::<Value>(request).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) => Err(status.message.clone()),
         Err(error) => return Err(error.into()),
     };
-    let name = object["metadata"]["name"].as_str().unwrap_or("a case without a name").to_owned();
-    Ok((expected.to_owned(), name, answer))
+    Ok((expected, name, answer))
 }

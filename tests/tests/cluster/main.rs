@@ -58,10 +58,15 @@ fn main() -> ExitCode {
 }
 
 fn prepare() -> anyhow::Result<Suite> {
-    let progress = Progress::visible();
-    let binaries = progress.stage("programs built", Binaries::build)?;
-    let models = progress.stage("models trained and damaged", || Models::ensure(&binaries.worker))?;
-    let cluster = Cluster::up(&config()?, &progress)?;
+    let (progress, config) = (Progress::visible(), config()?);
+    let (binaries, models) = if Cluster::entered(&config) {
+        (Binaries::built()?, Models::made()?)
+    } else {
+        let binaries = progress.stage("programs built", Binaries::build)?;
+        let models = progress.stage("models trained and damaged", || Models::ensure(&binaries.worker))?;
+        (binaries, models)
+    };
+    let cluster = Cluster::up(&config, &progress)?;
     cluster.enter_netns()?;
     let images = progress.stage("images loaded", || Images::load(&cluster, &binaries, &models))?;
     progress.stage("operator installed", || Install::on_box(&cluster, &images))?;
