@@ -36,6 +36,8 @@ impl Backoff {
 fn wait(failures: u32, category: Category) -> Duration {
     let (first, most) = match category {
         Category::Conflict => (Duration::from_millis(200), Duration::from_secs(5)),
+        // A policy or a role that a person corrects: what it held up may be a rollback.
+        Category::Denied => (Duration::from_secs(5), Duration::from_secs(30)),
         _ => (Duration::from_secs(5), Duration::from_mins(5)),
     };
     first.saturating_mul(2u32.saturating_pow(failures.min(16))).min(most)

@@ -84,9 +84,6 @@ pub enum Error {
     /// A request failed.
     #[error("cannot apply the plan")]
     Apply(#[source] apply::Error),
-    /// Parts of the plan failed; status says so.
-    #[error("parts of the plan failed: {0}")]
-    Incomplete(String),
     /// The lint refused the plan: a bug, and better no write than a wrong one.
     #[error("the plan breaks invariants and was not applied: {0}")]
     Violations(String),
@@ -106,21 +103,45 @@ impl Error {
             Self::Observe(error) => category(&error.source),
             Self::Apply(error) => error.category(),
             Self::Release(error) => error.category(),
-            Self::Incomplete(_) | Self::Violations(_) => Category::Transient,
+            Self::Violations(_) => Category::Transient,
         }
     }
 }
 
 /// Reconciles one rollout.
 pub async fn reconcile(trigger: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
-    let action = Box::pin(run(&trigger, &context)).await?;
-    context.backoff.succeeded(&ObjectRef::from_obj(&*trigger));
-    context.metrics.reconciled("ok");
-    Ok(action)
+    let object = ObjectRef::from_obj(&*trigger);
+    match Box::pin(run(&trigger, &context)).await? {
+        Next::Change => {
+            context.backoff.succeeded(&object);
+            context.metrics.reconciled("ok");
+            Ok(Action::await_change())
+        }
+        Next::After(wait) => {
+            context.backoff.succeeded(&object);
+            context.metrics.reconciled("ok");
+            Ok(Action::requeue(wait))
+        }
+        // Parts that fail again and again must not slow the ticks of a running attempt down.
+        Next::Incomplete(wait) => {
+            context.metrics.reconciled("incomplete");
+            Ok(Action::requeue(context.backoff.failed(object, Category::Transient).min(wait)))
+        }
+    }
 }
 
-async fn run(trigger: &Guarded, context: &Context) -> Result<Action, Error> {
-    let Some(object) = read(trigger, context).await? else { return Ok(Action::await_change()) };
+/// When to look again.
+enum Next {
+    /// When something changes.
+    Change,
+    /// After this time at the latest.
+    After(Duration),
+    /// The same, but parts of the plan failed.
+    Incomplete(Duration),
+}
+
+async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
+    let Some(object) = read(trigger, context).await? else { return Ok(Next::Change) };
     let old = object.status.clone().unwrap_or_default();
     let now = Time(Timestamp::now().as_millisecond());
 
@@ -173,7 +194,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Action, Error> {
     if outcome.released {
         forget(context, &object);
         context.events.publish(&object.object_ref(&()), &plan.events).await;
-        return Ok(Action::await_change());
+        return Ok(Next::Change);
     }
 
     // status: client, once, last.
@@ -203,12 +224,9 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Action, Error> {
         context.references.commit(pending);
     }
     afterwards(context, &rollout, &world, &plan, &object.object_ref(&()), &meta).await;
-    if outcome.failures.is_empty() {
-        let after = u64::try_from(plan.requeue_after.0).unwrap_or(0);
-        Ok(Action::requeue(Duration::from_millis(after).clamp(SHORTEST, HEARTBEAT)))
-    } else {
-        Err(Error::Incomplete(outcome.failures.join("; ")))
-    }
+    let after = u64::try_from(plan.requeue_after.0).unwrap_or(0);
+    let wait = Duration::from_millis(after).clamp(SHORTEST, HEARTBEAT);
+    Ok(if outcome.failures.is_empty() { Next::After(wait) } else { Next::Incomplete(wait) })
 }
 
 /// The custom resource as it is now. `None`: it is gone, or malformed and reported.
@@ -280,22 +298,22 @@ async fn refused(
     old: &ModelRolloutStatus,
     refusal: &Refusal,
     now: Time,
-) -> Result<Action, Error> {
+) -> Result<Next, Error> {
     let new = words::refused(old, object.metadata.generation.unwrap_or(0), refusal, now);
     if object.status.as_ref() != Some(&new) {
         store(context, &object.metadata, object.status.as_ref(), &new).await?;
         context.events.warn(&object.object_ref(&()), refusal.reason.name(), &refusal.to_string()).await;
     }
-    Ok(Action::await_change())
+    Ok(Next::Change)
 }
 
 /// A rollout that is not understood (any more) is being deleted: what serves stays, and nothing blocks the deletion.
-async fn released(context: &Context, object: &ModelRollout, refusal: &Refusal) -> Result<Action, Error> {
+async fn released(context: &Context, object: &ModelRollout, refusal: &Refusal) -> Result<Next, Error> {
     let note = format!("deleted without being understood ({refusal}): what serves is left as it is");
     context.events.warn(&object.object_ref(&()), refusal.reason.name(), &note).await;
     crate::detach::orphan(&context.client, &object.metadata).await.map_err(Error::Release)?;
     forget(context, object);
-    Ok(Action::await_change())
+    Ok(Next::Change)
 }
 
 async fn stored_state(context: &Context, object: &ModelRollout, old: &ModelRolloutStatus) -> State {

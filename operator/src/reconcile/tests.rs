@@ -7,14 +7,20 @@ use serde_json::{Value, json};
 use std::sync::Mutex;
 
 /// A server with one ModelRollout, its gate and its route; status patches are kept, everything else is listed empty.
-fn world(object: Value, gate: Option<Value>, status_answer: Option<(u16, Value)>) -> (Client, Log, Arc<Mutex<Value>>) {
+fn world(
+    object: Value,
+    gate: Option<Value>,
+    special: impl Fn(&Asked) -> Option<(u16, Value)> + Send + Sync + 'static,
+) -> (Client, Log, Arc<Mutex<Value>>) {
     let stored = Arc::new(Mutex::new(object));
     let kept = Arc::clone(&stored);
     let (client, log) = server(&Guard::new(None), move |asked: &Asked| {
+        if let Some(answer) = special(asked) {
+            return answer;
+        }
         let path = asked.path.split('?').next().unwrap_or_default();
         let mut stored = stored.lock().unwrap();
         match (asked.method.as_str(), path.rsplit('/').next().unwrap_or_default()) {
-            ("PATCH", "status") if status_answer.is_some() => status_answer.clone().unwrap(),
             ("PATCH", _) if path.contains("modelrollouts") => {
                 let patch: json_patch::Patch = serde_json::from_value(asked.body.clone()).unwrap();
                 if json_patch::patch(&mut stored, &patch).is_err() {
@@ -82,7 +88,7 @@ fn writes(log: &Log) -> Vec<String> {
 
 #[tokio::test]
 async fn a_rollout_that_waits_is_written_once_and_then_left_alone() {
-    let (client, log, stored) = world(object(), Some(gate()), None);
+    let (client, log, stored) = world(object(), Some(gate()), |_| None);
     let context = context(&client);
     look(&context).await.unwrap();
     assert_eq!(
@@ -100,7 +106,7 @@ async fn a_rollout_that_waits_is_written_once_and_then_left_alone() {
 
 #[tokio::test]
 async fn a_missing_gate_is_told_once_and_nothing_moves() {
-    let (client, log, stored) = world(object(), None, None);
+    let (client, log, stored) = world(object(), None, |_| None);
     let context = context(&client);
     assert_eq!(look(&context).await.unwrap(), Action::await_change());
     assert_eq!(writes(&log), ["PATCH chat/status", "POST tenant/events"]);
@@ -112,7 +118,9 @@ async fn a_missing_gate_is_told_once_and_nothing_moves() {
 
 #[tokio::test]
 async fn a_conflict_of_the_status_write_advances_nothing() {
-    let (client, log, _) = world(object(), Some(gate()), Some(refusal(422, "Invalid", "a test failed")));
+    let (client, log, _) = world(object(), Some(gate()), |asked| {
+        asked.path.contains("/status").then(|| refusal(422, "Invalid", "a test failed"))
+    });
     let error = look(&context(&client)).await.unwrap_err();
     assert_eq!(error.category(), Category::Conflict);
     assert_eq!(writes(&log), ["PATCH modelrollouts/chat", "PATCH chat/status"], "no event, no job, no answer follows");
@@ -122,7 +130,7 @@ async fn a_conflict_of_the_status_write_advances_nothing() {
 async fn a_malformed_object_is_reported_and_left_alone() {
     let mut broken = object();
     broken["spec"]["baseline"] = json!(7);
-    let (client, log, _) = world(broken, Some(gate()), None);
+    let (client, log, _) = world(broken, Some(gate()), |_| None);
     assert_eq!(look(&context(&client)).await.unwrap(), Action::await_change());
     assert_eq!(writes(&log), ["POST tenant/events"]);
 }
@@ -133,15 +141,39 @@ async fn a_deletion_is_not_held_up_by_a_gate_that_is_gone() {
     going["metadata"]["deletionTimestamp"] = json!("2025-01-01T00:00:00Z");
     going["metadata"]["finalizers"] = json!([bitnet_api::keys::FINALIZER]);
     going["spec"]["model"]["pool"] = json!("gone");
-    let (client, log, stored) = world(going.clone(), None, None);
+    let (client, log, stored) = world(going.clone(), None, |_| None);
     assert_eq!(look(&context(&client)).await.unwrap(), Action::await_change());
     assert_eq!(writes(&log), ["PATCH modelrollouts/chat"], "in order: there is nothing to take down");
     assert_eq!(stored.lock().unwrap()["metadata"]["finalizers"], json!([]));
 
     // A spec that no rule of today allows: what serves stays.
     going["spec"]["capacity"] = json!("swap");
-    let (client, log, stored) = world(going, None, None);
+    let (client, log, stored) = world(going, None, |_| None);
     assert_eq!(look(&context(&client)).await.unwrap(), Action::await_change());
     assert_eq!(writes(&log), ["POST tenant/events", "PATCH modelrollouts/chat"]);
     assert_eq!(stored.lock().unwrap()["metadata"]["finalizers"], json!([]));
+}
+
+#[tokio::test]
+async fn a_quota_is_told_and_does_not_slow_the_next_look_down() {
+    let (client, log, stored) = world(object(), Some(gate()), |asked| {
+        if asked.method == "POST" && asked.path.contains("deployments") {
+            return Some(refusal(403, "Forbidden", "exceeded quota: gpus"));
+        }
+        let route = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "shop", "namespace": "tenant", "uid": "r", "resourceVersion": "1"},
+            "spec": {"parentRefs": [{"name": "gw"}], "rules": [{"name": "only"}]},
+        });
+        (asked.method == "GET" && asked.path.contains("httproutes")).then_some((200, route))
+    });
+    let context = context(&client);
+    for _ in 0..4 {
+        let action = look(&context).await.unwrap();
+        let longest = Action::requeue(Duration::from_secs(5));
+        assert_eq!(action, longest, "as the plan says, however often it failed");
+    }
+    let status = stored.lock().unwrap()["status"].clone();
+    assert!(status["message"].as_str().unwrap().contains("exceeded quota: gpus"), "{status}");
+    assert!(writes(&log).contains(&"POST tenant/services".to_owned()), "what can be made is made");
 }
