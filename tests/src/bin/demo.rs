@@ -4,14 +4,19 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use e2e::{
     cluster::{Cluster, Config, Progress, cache_dir},
-    demo::{Act, Checks, Outcome, Timeline, play},
-    stage::{Binaries, Images, Install, Models},
+    demo::{Act, Checks, Ground, Outcome, Own, Timeline, play},
+    stage::{Binaries, Models, OPERATOR_NAMESPACE},
     traffic::{Account, Config as TrafficConfig, Traffic, first_answer, write_records},
     world::{Manifests, Rollouts, RouteHistory, apply, demo_gate},
 };
 use jiff::Timestamp;
+use kube::Client;
 use serde_json::json;
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// See a rollout decided by evidence, from nothing, on a real one-node Kubernetes in a network namespace of its own.
 ///
@@ -35,6 +40,8 @@ struct Args {
     /// Where to keep the raw records; default: `demo/<time>` in the cache.
     #[arg(long, value_name = "DIR")]
     records: Option<PathBuf>,
+    #[command(flatten)]
+    own: Own,
 }
 
 /// The namespace, the route and the rollout of the demo.
@@ -45,53 +52,67 @@ fn main() -> Result<()> {
     tracing_subscriber::fmt().with_env_filter("warn").with_writer(std::io::stderr).init();
     let args = Args::parse();
     let progress = Progress::visible();
-    let config = Config::default_place()?;
-    let prepared = Prepared::find(&config, &progress)?;
-    prepared.cluster.enter_netns()?;
+    let stage = Stage::set(&args, &progress)?;
+    if let Ground::Box(cluster) = &stage.ground {
+        cluster.enter_netns()?;
+    }
     let records = match &args.records {
         Some(dir) => dir.clone(),
         None => cache_dir()?.join("demo").join(Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string()),
     };
     fs::create_dir_all(&records).with_context(|| format!("creating {}", records.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(run(&args, &prepared, &progress, &records));
+    let result = runtime.block_on(run(&args, &stage, &progress, &records));
     runtime.shutdown_timeout(Duration::from_secs(2));
-    if args.keep {
-        look_around(&prepared);
-    } else {
-        progress.stage("cluster taken down", || prepared.cluster.down())?;
+    match &stage.ground {
+        Ground::Box(cluster) if !args.keep => progress.stage("cluster taken down", || cluster.down())?,
+        Ground::Box(cluster) => look_around(cluster, &stage.binaries),
+        Ground::Own(_) => println!(
+            "\nNamespace {NAMESPACE} and the operator in {OPERATOR_NAMESPACE} are still there. To take them away:\n  \
+             kubectl delete namespace {NAMESPACE}; helm uninstall -n {OPERATOR_NAMESPACE} bitnet-rollouts bitnet-rollouts-crds"
+        ),
     }
     result
 }
 
-/// What does not depend on the cluster's network, and the cluster.
-struct Prepared {
+/// Programs, models, and the cluster.
+struct Stage {
     binaries: Binaries,
     models: Models,
-    cluster: Cluster,
+    ground: Ground,
 }
 
-impl Prepared {
-    fn find(config: &Config, progress: &Progress) -> Result<Self> {
-        if Cluster::entered(config) {
+impl Stage {
+    fn set(args: &Args, progress: &Progress) -> Result<Self> {
+        let config = Config::default_place()?;
+        if Cluster::entered(&config) && args.own.context.is_none() {
             // The second run of `enter_netns`: all of it was made a moment ago.
-            let (binaries, models) = (Binaries::built()?, Models::made()?);
-            return Ok(Self { binaries, models, cluster: Cluster::up(config, progress)? });
+            let ground = Ground::Box(Cluster::up(&config, progress)?);
+            return Ok(Self { binaries: Binaries::built()?, models: Models::made()?, ground });
+        }
+        if args.own.context.is_none() {
+            // What this machine lacks is named before an hour is spent.
+            Cluster::prerequisites(&config, progress)?;
         }
         let binaries = progress.stage("programs built", Binaries::build)?;
         let models = progress.stage("models trained and damaged", || Models::ensure(&binaries.worker))?;
-        Ok(Self { binaries, models, cluster: Cluster::up(config, progress)? })
+        let ground = match args.own.context {
+            Some(_) => Ground::Own(args.own.clone()),
+            None => Ground::Box(Cluster::up(&config, progress)?),
+        };
+        Ok(Self { binaries, models, ground })
     }
 }
 
-async fn run(args: &Args, prepared: &Prepared, progress: &Progress, records: &std::path::Path) -> Result<()> {
-    let cluster = &prepared.cluster;
-    let images =
-        progress.stage("images made and loaded", || Images::load(cluster, &prepared.binaries, &prepared.models))?;
-    progress.stage("operator installed", || Install::on_box(cluster, &images))?;
-    let client = cluster.client().await?;
+async fn run(args: &Args, stage: &Stage, progress: &Progress, records: &Path) -> Result<()> {
+    let (ground, models) = (&stage.ground, &stage.models);
+    let client = ground.client().await?;
+    let images = progress.stage("images made and loaded", || ground.images(&stage.binaries, models))?;
+    progress.stage("operator installed", || ground.install(&images))?;
     let manifests = Manifests::new(NAMESPACE);
-    let address = progress_gateway(cluster, &client, &manifests, prepared, progress).await?;
+    furnish(&client, &manifests, stage).await?;
+    let address = ground.address(&client, NAMESPACE).await?;
+    progress.note("gateway programmed");
 
     let rollouts = Rollouts::new(client.clone(), NAMESPACE);
     let history = RouteHistory::watch(client.clone(), NAMESPACE, CHAT);
@@ -114,7 +135,7 @@ async fn run(args: &Args, prepared: &Prepared, progress: &Progress, records: &st
     let mut timeline = Timeline::start();
     timeline.follow(&rollouts, CHAT, Duration::from_secs(180), |s| s.phase == "Serving").await?;
 
-    let mut traffic_config = TrafficConfig::new(address, &manifests.host, prepared.models.live_prompts()?);
+    let mut traffic_config = TrafficConfig::new(address, &manifests.host, models.live_prompts()?);
     traffic_config.rate = args.rate;
     first_answer(&traffic_config, Duration::from_secs(60)).await?;
     let traffic = Traffic::start(traffic_config);
@@ -172,33 +193,26 @@ async fn run(args: &Args, prepared: &Prepared, progress: &Progress, records: &st
 }
 
 /// Namespace, gateway, route, probes and gate: what a user has before the first rollout.
-async fn progress_gateway(
-    cluster: &Cluster,
-    client: &kube::Client,
-    manifests: &Manifests,
-    prepared: &Prepared,
-    progress: &Progress,
-) -> Result<SocketAddr> {
+async fn furnish(client: &Client, manifests: &Manifests, stage: &Stage) -> Result<()> {
+    let mut gateway = manifests.gateway();
+    gateway["spec"]["gatewayClassName"] = json!(stage.ground.gateway_class());
     for object in [
         manifests.namespace(),
-        manifests.gateway(),
+        gateway,
         manifests.route(CHAT, NAMESPACE),
-        manifests.probes("chat-probes", &prepared.models.probes)?,
+        manifests.probes("chat-probes", &stage.models.probes)?,
         manifests.gate("demo", &demo_gate()),
     ] {
         apply(client, NAMESPACE, &object.to_string()).await?;
     }
-    progress.stage("gateway programmed", || cluster.gateway_address(NAMESPACE, "gw"))
+    Ok(())
 }
 
-fn look_around(prepared: &Prepared) {
-    let kubeconfig = prepared.cluster.kubeconfig();
+fn look_around(cluster: &Cluster, binaries: &Binaries) {
+    let kubectl_bitnet = binaries.kubectl_bitnet.display();
     println!("\nThe cluster is up. To look around:");
     println!("  cargo box kubectl -n {NAMESPACE} get mr,qg,rd,httproute,pods");
-    println!(
-        "  cargo box exec -- {} -n {NAMESPACE} status {CHAT} --watch --forever",
-        prepared.binaries.kubectl_bitnet.display()
-    );
-    println!("  KUBECONFIG={}", kubeconfig.display());
+    println!("  cargo box exec -- {kubectl_bitnet} -n {NAMESPACE} status {CHAT} --watch --forever");
+    println!("  KUBECONFIG={}", cluster.kubeconfig().display());
     println!("and `cargo box down` takes it away.");
 }

@@ -185,39 +185,129 @@ impl Write for Measure {
     }
 }
 
+/// An image whose digests are known.
+pub(super) struct Built<'a> {
+    image: ImageRef,
+    contents: &'a Contents,
+    config: Vec<u8>,
+    manifest: Vec<u8>,
+    layer: String,
+    size: u64,
+}
+
+impl<'a> Built<'a> {
+    /// Hashes the files.
+    pub(super) fn of(name: &str, contents: &'a Contents) -> Result<Self> {
+        let mut layer = Measure::default();
+        contents.write_layer(io::BufWriter::with_capacity(1 << 20, &mut layer))?;
+        let size = layer.size;
+        let layer = hex(&layer.hash.finalize());
+        let config = serde_json::to_vec(&config(contents, &layer))?;
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": format!("sha256:{}", hex_digest(&config)),
+                "size": config.len(),
+            },
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": format!("sha256:{layer}"),
+                "size": size,
+            }],
+        }))?;
+        let image = ImageRef { name: qualified(name), digest: format!("sha256:{}", hex_digest(&manifest)) };
+        Ok(Self { image, contents, config, manifest, layer, size })
+    }
+
+    /// Its name and digest.
+    pub(super) fn image(&self) -> &ImageRef {
+        &self.image
+    }
+
+    /// Writes an OCI archive.
+    pub(super) fn write(&self, out: impl Write) -> Result<()> {
+        let index = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [{
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": self.image.digest,
+                "size": self.manifest.len(),
+                "annotations": { "io.containerd.image.name": self.image.name },
+            }],
+        }))?;
+        let blob = |digest: &str| format!("blobs/sha256/{digest}");
+        let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 20, out));
+        for (path, bytes) in [
+            ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"# as &[u8]),
+            ("index.json".to_owned(), &index),
+            (blob(&hex_digest(&self.manifest)), &self.manifest),
+            (blob(&hex_digest(&self.config)), &self.config),
+        ] {
+            append(&mut tar, &path, 0o644, bytes.len() as u64, bytes)?;
+        }
+        // A tar entry is its header, its data, and zeros up to the next 512 bytes.
+        let mut header = tar::Header::new_gnu();
+        header.set_path(blob(&self.layer))?;
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_mode(0o644);
+        header.set_size(self.size);
+        header.set_mtime(0);
+        header.set_cksum();
+        tar.get_mut().write_all(header.as_bytes())?;
+        self.contents.write_layer(tar.get_mut())?;
+        let padding = (512 - self.size % 512) % 512;
+        tar.get_mut().write_all(&vec![0; padding as usize])?;
+        tar.into_inner()?.flush()?;
+        Ok(())
+    }
+}
+
 /// Puts an image into containerd and makes its digest reference resolve.
 pub(super) fn load(supervisor: &Supervisor<'_>, name: &str, contents: &Contents) -> Result<ImageRef> {
-    let name = qualified(name);
-    let mut layer = Measure::default();
-    contents.write_layer(io::BufWriter::with_capacity(1 << 20, &mut layer))?;
-    let size = layer.size;
-    let layer = hex(&layer.hash.finalize());
-    let config = serde_json::to_vec(&config(contents, &layer))?;
-    let manifest = serde_json::to_vec(&json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": format!("sha256:{}", hex_digest(&config)),
-            "size": config.len(),
-        },
-        "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar",
-            "digest": format!("sha256:{layer}"),
-            "size": size,
-        }],
-    }))?;
-    let image = ImageRef { name, digest: format!("sha256:{}", hex_digest(&manifest)) };
+    let built = Built::of(name, contents)?;
+    let image = built.image().clone();
     let known = command::run(&mut supervisor.ctr(&["images", "ls", "-q"])?)?;
     let pinned = image.pinned();
     // Kubelet asks by name, and import stores only the tag: each of the two names is made from the one that is there.
     let (from, to) = if known.lines().any(|line| line == pinned) {
         (&pinned, &image.name)
     } else {
-        import(supervisor, &image, contents, [&config, &manifest], (&layer, size))?;
+        command::run_with_writer(&mut supervisor.ctr(&["images", "import", "-"])?, |pipe| built.write(pipe))
+            .with_context(|| format!("could not load the image {}", image.name))?;
         (&image.name, &pinned)
     };
     command::run(&mut supervisor.ctr(&["images", "tag", "--force", from, to])?)?;
+    Ok(image)
+}
+
+/// Pushes an image of a program to a registry with `skopeo`, or only says what its reference is.
+pub fn publish_program(registry: &str, name: &str, binary: &Path, push: bool) -> Result<ImageRef> {
+    publish(registry, name, &Contents::program(binary, &[])?, push)
+}
+
+/// The same for an image of a model's folder.
+pub fn publish_model(registry: &str, name: &str, folder: &Path, push: bool) -> Result<ImageRef> {
+    publish(registry, name, &Contents::folder(folder)?, push)
+}
+
+fn publish(registry: &str, name: &str, contents: &Contents, push: bool) -> Result<ImageRef> {
+    let built = Built::of(&format!("{}/{name}", registry.trim_end_matches('/')), contents)?;
+    let image = built.image().clone();
+    if push {
+        let archive = tempfile::NamedTempFile::new().context("making a temporary file")?;
+        built.write(archive.as_file())?;
+        let source = format!("oci-archive:{}", archive.path().display());
+        let target = format!("docker://{}", image.name);
+        let output = Command::new("skopeo")
+            .args(["copy", "--preserve-digests", &source, &target])
+            .output()
+            .context("could not start `skopeo`, which pushes images: apt-get install skopeo")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "could not push {}: {}", image.name, said.trim());
+    }
     Ok(image)
 }
 
@@ -238,53 +328,6 @@ fn config(contents: &Contents, layer: &str) -> Value {
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer}")] },
         "history": [{ "created_by": "cargo box" }],
     })
-}
-
-fn import(
-    supervisor: &Supervisor<'_>,
-    image: &ImageRef,
-    contents: &Contents,
-    [config, manifest]: [&[u8]; 2],
-    (layer, size): (&str, u64),
-) -> Result<()> {
-    let index = serde_json::to_vec(&json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [{
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": image.digest,
-            "size": manifest.len(),
-            "annotations": { "io.containerd.image.name": image.name },
-        }],
-    }))?;
-    let blob = |digest: &str| format!("blobs/sha256/{digest}");
-    command::run_with_writer(&mut supervisor.ctr(&["images", "import", "-"])?, |pipe| {
-        let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 20, pipe));
-        for (path, bytes) in [
-            ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"# as &[u8]),
-            ("index.json".to_owned(), &index),
-            (blob(&hex_digest(manifest)), manifest),
-            (blob(&hex_digest(config)), config),
-        ] {
-            append(&mut tar, &path, 0o644, bytes.len() as u64, bytes)?;
-        }
-        // A tar entry is its header, its data, and zeros up to the next 512 bytes.
-        let mut header = tar::Header::new_gnu();
-        header.set_path(blob(layer))?;
-        header.set_entry_type(tar::EntryType::Regular);
-        header.set_mode(0o644);
-        header.set_size(size);
-        header.set_mtime(0);
-        header.set_cksum();
-        tar.get_mut().write_all(header.as_bytes())?;
-        contents.write_layer(tar.get_mut())?;
-        let padding = (512 - size % 512) % 512;
-        tar.get_mut().write_all(&vec![0; padding as usize])?;
-        tar.into_inner()?.flush()?;
-        Ok(())
-    })
-    .with_context(|| format!("could not load the image {}", image.name))?;
-    Ok(())
 }
 
 #[cfg(test)]

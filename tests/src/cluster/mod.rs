@@ -48,7 +48,7 @@ use jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 pub use audit::AuditEvent;
-pub use images::{IMAGE_USER, ImageRef};
+pub use images::{IMAGE_USER, ImageRef, publish_model, publish_program};
 pub use layout::{Layout, NODE_IP, NODE_NAME, cache_dir};
 pub use pki::USERS;
 pub use processes::Process;
@@ -153,6 +153,12 @@ impl Cluster {
     /// itself inside and returns.
     pub fn enter_netns(&self) -> Result<()> {
         netns::enter(&self.layout)
+    }
+
+    /// Fails at once, with the remedy, where this machine lacks something that a box needs; builds its tools once.
+    pub fn prerequisites(config: &Config, progress: &Progress) -> Result<()> {
+        prerequisites::for_cluster(Layout::at(&config.dir)?.dir())?;
+        Tools::ensure(progress).map(drop)
     }
 
     /// Whether this process is already in the network of the box in that folder: the second run of `enter_netns`.

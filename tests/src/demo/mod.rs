@@ -2,8 +2,10 @@
 
 mod act;
 mod checks;
+mod ground;
 mod timeline;
 
 pub use act::{Act, Outcome, play};
 pub use checks::{Checks, exposure_bound};
+pub use ground::{Ground, Own};
 pub use timeline::Timeline;

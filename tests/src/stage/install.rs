@@ -1,6 +1,7 @@
 use super::{Binaries, Models, checkout};
 use crate::cluster::{Cluster, ImageRef};
 use anyhow::{Context, Result};
+use std::path::Path;
 
 /// The images of a box: programs and models.
 #[derive(Clone, Debug)]
@@ -22,13 +23,28 @@ pub struct Images {
 impl Images {
     /// Makes the images and loads them into the box; equal content is loaded once.
     pub fn load(cluster: &Cluster, binaries: &Binaries, models: &Models) -> Result<Self> {
+        Self::with(
+            |name, binary| cluster.load_image(name, binary, &[]),
+            |name, folder| cluster.load_model(name, folder),
+            binaries,
+            models,
+        )
+    }
+
+    /// Makes the images by the given functions, of name and program and of name and model folder.
+    pub fn with(
+        program: impl Fn(&str, &Path) -> Result<ImageRef>,
+        model: impl Fn(&str, &Path) -> Result<ImageRef>,
+        binaries: &Binaries,
+        models: &Models,
+    ) -> Result<Self> {
         Ok(Self {
-            operator: cluster.load_image("operator", &binaries.operator, &[])?,
-            worker: cluster.load_image("inference-worker", &binaries.worker, &[])?,
-            fp16: cluster.load_model("chat-fp16", &models.fp16)?,
-            bitnet: cluster.load_model("chat-bitnet", &models.bitnet)?,
-            order: cluster.load_model("chat-bitnet-order", &models.order)?,
-            rope: cluster.load_model("chat-bitnet-rope", &models.rope)?,
+            operator: program("operator", &binaries.operator)?,
+            worker: program("inference-worker", &binaries.worker)?,
+            fp16: model("chat-fp16", &models.fp16)?,
+            bitnet: model("chat-bitnet", &models.bitnet)?,
+            order: model("chat-bitnet-order", &models.order)?,
+            rope: model("chat-bitnet-rope", &models.rope)?,
         })
     }
 }
@@ -40,20 +56,16 @@ pub struct Install;
 pub const OPERATOR_NAMESPACE: &str = "bitnet-system";
 
 impl Install {
-    /// Installs or upgrades both charts and waits until the operator is ready.
+    /// Installs or upgrades both charts in the box and waits until the operator is ready.
     pub fn on_box(cluster: &Cluster, images: &Images) -> Result<()> {
+        Self::with(images, "Never", |args| cluster.helm(args).map(drop))
+    }
+
+    /// The same with any `helm`, given its arguments.
+    pub fn with(images: &Images, pull: &str, helm: impl Fn(&[&str]) -> Result<()>) -> Result<()> {
         let chart = |name: &str| checkout().join("charts").join(name).display().to_string();
         let crds = chart("bitnet-rollouts-crds");
-        cluster
-            .helm(&[
-                "upgrade",
-                "--install",
-                "bitnet-rollouts-crds",
-                &crds,
-                "-n",
-                OPERATOR_NAMESPACE,
-                "--create-namespace",
-            ])
+        helm(&["upgrade", "--install", "bitnet-rollouts-crds", &crds, "-n", OPERATOR_NAMESPACE, "--create-namespace"])
             .context("installing the CRDs")?;
         let values = [("image", &images.operator), ("workerImage", &images.worker)]
             .into_iter()
@@ -62,12 +74,11 @@ impl Install {
                 let (repository, digest) = pinned.split_once('@').unwrap_or((&pinned, ""));
                 [format!("{key}.repository={repository}"), format!("{key}.digest={digest}")]
             })
-            .chain(["imagePullPolicy=Never".to_owned()])
+            .chain([format!("imagePullPolicy={pull}")])
             .collect::<Vec<_>>()
             .join(",");
         let main = chart("bitnet-rollouts");
         let args = ["upgrade", "--install", "bitnet-rollouts", &main, "-n", OPERATOR_NAMESPACE, "--set", &values];
-        cluster.helm(&[&args[..], &["--wait", "--timeout", "120s"]].concat()).context("installing the operator")?;
-        Ok(())
+        helm(&[&args[..], &["--wait", "--timeout", "120s"]].concat()).context("installing the operator")
     }
 }
