@@ -120,13 +120,12 @@ pub async fn observe(
         list::<Pod>(from.client, rollout, &ours, "pods"),
         list::<EndpointSlice>(from.client, rollout, &ours, "EndpointSlices"),
         list::<HorizontalPodAutoscaler>(from.client, rollout, &all, "HorizontalPodAutoscalers"),
-        list::<RolloutDecision>(from.client, rollout, &ours, "RolloutDecisions"),
+        decisions(from.client, rollout, &ours),
     )?;
     let owned = |meta: &ObjectMeta| meta.owner_references.iter().flatten().any(|owner| owner.uid == rollout.uid);
     let deployments = by_name(deployments.into_iter().filter(|found| owned(&found.metadata)));
     let services = by_name(services.into_iter().filter(|found| owned(&found.metadata)));
-    let decisions: Vec<_> =
-        decisions.into_iter().map(|found| found.metadata).filter(|metadata| owned(metadata)).collect();
+    let decisions: Vec<_> = decisions.into_iter().filter(|metadata| owned(metadata)).collect();
 
     let (mut state_of_route, view) = route::read(rollout, route, from.rivals);
     complete(from.client, rollout, &mut state_of_route, &view).await?;
@@ -231,6 +230,13 @@ where
 {
     let api = Api::<K>::namespaced(client.clone(), &rollout.namespace);
     Ok(api.list(params).await.map_err(|source| Error { what, source })?.items)
+}
+
+/// Metadata is enough, and a record that cannot be read must not stop its rollout.
+async fn decisions(client: &Client, rollout: &Rollout, params: &ListParams) -> Result<Vec<ObjectMeta>, Error> {
+    let api = Api::<RolloutDecision>::namespaced(client.clone(), &rollout.namespace);
+    let found = api.list_metadata(params).await.map_err(|source| Error { what: "RolloutDecisions", source })?;
+    Ok(found.items.into_iter().map(|found| found.metadata).collect())
 }
 
 fn by_name<K: ResourceExt>(objects: impl Iterator<Item = K>) -> BTreeMap<String, K> {
