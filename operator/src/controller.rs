@@ -7,7 +7,10 @@ use crate::{
     reconcile::{Context, Guarded, forget, reconcile, route_name},
 };
 use bitnet_api::{keys::label, v1alpha1::QualityGate};
-use futures::{Stream, StreamExt, TryStreamExt, future};
+use futures::{
+    Stream, StreamExt, TryStreamExt, future,
+    stream::{self, BoxStream},
+};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice},
@@ -132,7 +135,7 @@ fn one(context: &Arc<Context>, scope: &Scope, stop: Stop) -> (Store<Guarded>, im
     let client = &context.client;
     let (store, writer) = reflector::store::<Guarded>();
     let gone = Arc::clone(context);
-    let rollouts = watcher(scope.api::<Guarded>(client), watch())
+    let rollouts = anew(scope.api::<Guarded>(client), watch())
         .backoff(Patience::default())
         .inspect_ok(move |event| {
             if let watcher::Event::Delete(object) = event {
@@ -204,6 +207,31 @@ fn heard<K: Send + 'static>(
     })
 }
 
+/// A watch that begins with a new list after every error. The library goes on reading the stream that failed: a refusal
+/// in several lines ("storage is (re)initializing", right after the CRDs came) would be one more error per line, each
+/// with a longer wait, and the watch blind for minutes.
+fn anew<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    restarting(move || watcher(api.clone(), config.clone()).boxed())
+}
+
+/// The items of a stream that `begin` makes, and makes again after each error.
+fn restarting<T: Send + 'static, E: Send + 'static>(
+    begin: impl Fn() -> BoxStream<'static, Result<T, E>> + Send + 'static,
+) -> impl Stream<Item = Result<T, E>> + Send + 'static {
+    stream::unfold((None, begin), |(running, begin)| async move {
+        let mut running = running.unwrap_or_else(&begin);
+        let item = running.next().await?;
+        let running = item.is_ok().then_some(running);
+        Some((item, (running, begin)))
+    })
+}
+
 /// Metadata of objects as they change or go.
 fn touched<K>(
     api: Api<K>,
@@ -213,7 +241,7 @@ fn touched<K>(
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    heard(watcher(api, config).backoff(Patience::default()).touched_objects(), what)
+    heard(anew(api, config).backoff(Patience::default()).touched_objects(), what)
 }
 
 fn owned<K>(
@@ -254,6 +282,18 @@ pub const DRAIN: Duration = Duration::from_secs(8);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_watch_that_failed_begins_anew_and_does_not_read_the_rest_of_its_refusal() {
+        let begun = std::sync::atomic::AtomicU32::new(0);
+        let refusal = move || {
+            let first = begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+            let lines = if first { vec![Err("kind: Status"), Err("code: 429")] } else { vec![Ok(1), Ok(2)] };
+            stream::iter(lines).boxed()
+        };
+        let items: Vec<Result<u32, &str>> = restarting(refusal).collect().await;
+        assert_eq!(items, [Err("kind: Status"), Ok(1), Ok(2)]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_fails_again_and_again_is_tried_less_and_less() {

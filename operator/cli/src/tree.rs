@@ -86,7 +86,13 @@ fn signals(text: &mut String, status: &ModelRolloutStatus, paint: Paint) {
     for signal in &status.signals {
         let _ = writeln!(text, "│  ├─ {}", line(signal, paint));
     }
-    for missing in &status.missing {
+    // What was missing when it was decided is history: `explain` has it.
+    let waiting = if matches!(status.phase.as_str(), "RollingBack" | "RolledBack" | "Serving") {
+        &[][..]
+    } else {
+        &status.missing
+    };
+    for missing in waiting {
         let _ = writeln!(text, "│  ├─ waits: {missing}");
     }
     let _ = writeln!(text, "│  └─ verdict {}", status.verdict.as_deref().unwrap_or("-"));

@@ -53,7 +53,7 @@ pub async fn play(
     let before = rollouts.status(name).await?;
     let (mark, versions) = (traffic.mark(), history.mark().saturating_sub(1));
     rollouts.edit(name, &json!({"model": {"source": {"image": act.image}}})).await?;
-    let mut timeline = Timeline::start();
+    let mut timeline = Timeline::start().after(&before);
     let old = before.decision.map(|d| d.id).unwrap_or_default();
     let end = timeline
         .follow(&rollouts, name, Duration::from_secs(600), move |s| {

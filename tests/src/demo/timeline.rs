@@ -20,6 +20,19 @@ struct Shown {
     attempt: Option<i32>,
 }
 
+impl Shown {
+    fn of(status: &ModelRolloutStatus) -> Self {
+        let step = status.step.clone().unwrap_or_default();
+        Self {
+            phase: status.phase.clone(),
+            step: step.index,
+            weight: step.weight,
+            verdict: status.verdict.clone().unwrap_or_default(),
+            attempt: status.attempt,
+        }
+    }
+}
+
 /// Between changes, a line at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
@@ -67,15 +80,14 @@ impl Timeline {
         }
     }
 
+    /// What is known already: no line for it.
+    pub fn after(mut self, status: &ModelRolloutStatus) -> Self {
+        self.last = Some(Shown::of(status));
+        self
+    }
+
     fn show(&mut self, status: &ModelRolloutStatus) {
-        let step = status.step.clone().unwrap_or_default();
-        let shown = Shown {
-            phase: status.phase.clone(),
-            step: step.index,
-            weight: step.weight,
-            verdict: status.verdict.clone().unwrap_or_default(),
-            attempt: status.attempt,
-        };
+        let shown = Shown::of(status);
         let changed = self.last.as_ref() != Some(&shown);
         if !changed && self.last_line.elapsed() < HEARTBEAT {
             return;

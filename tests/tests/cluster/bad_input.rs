@@ -46,9 +46,9 @@ pub(crate) async fn a_missing_route_is_named_and_recovers(suite: Arc<Suite>) -> 
     route["spec"]["hostnames"] = json!(["later.example"]);
     stand.apply(&route).await?;
     stand.rollouts.phase(CHAT, "Serving", SOON * 2).await?;
-    spec["route"]["rule"] = json!("no-such-rule");
-    stand.apply(&stand.manifests.rollout(CHAT, &spec)).await?;
-    told(&stand, CHAT, &["RuleMissing", "no-such-rule"]).await?;
+    spec["route"] = json!({"httpRoute": CHAT, "rule": "no-such-rule"});
+    stand.apply(&stand.manifests.rollout("other", &spec)).await?;
+    told(&stand, "other", &["RuleMissing", "no-such-rule"]).await?;
     stand.away().await
 }
 

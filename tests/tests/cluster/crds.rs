@@ -56,6 +56,7 @@ async fn ask(stand: &Stand, case: &str, before: &str) -> Result<(String, String,
         let first = serde_json::to_vec(&serde_yaml::from_str::<Value>(before)?)?;
         let request = hyper::Request::post(&url).header("content-type", "application/json").body(first)?;
         let stored: Value = stand.client.request(request).await.context("creating what is to be replaced")?;
+        let stored = with_status(stand, &url, &name, before, stored).await?;
         object["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
         ("PUT", format!("{url}/{name}?{strict}"))
     } else {
@@ -72,4 +73,17 @@ async fn ask(stand: &Stand, case: &str, before: &str) -> Result<(String, String,
         Err(error) => return Err(error.into()),
     };
     Ok((expected, name, answer))
+}
+
+/// The status of the case, which creating an object leaves out, written as a controller does.
+async fn with_status(stand: &Stand, url: &str, name: &str, case: &str, mut stored: Value) -> Result<Value> {
+    let mut case: Value = serde_yaml::from_str(case)?;
+    if case["status"].is_null() {
+        return Ok(stored);
+    }
+    stored["status"] = case["status"].take();
+    let request = hyper::Request::put(format!("{url}/{name}/status"))
+        .header("content-type", "application/json")
+        .body(serde_json::to_vec(&stored)?)?;
+    stand.client.request(request).await.context("writing the status of what is to be replaced")
 }

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
     doc = "ModelRollout serves a model beside its fp16 baseline and rolls a changed model out as far as the evidence allows.",
     validation = Rule::new("size(self.metadata.name) <= 52 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name must be a DNS label that begins with a letter and has at most 52 characters: names of revisions are made from it"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.stable) || self.spec.route == oldSelf.spec.route")
+        .message("spec.route cannot change once a model serves through it: delete the rollout and create it again"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.step.position"),
     printcolumn(name = "Weight", type_ = "integer", json_path = ".status.step.weight"),
