@@ -1,7 +1,7 @@
 //! `inference-worker damage`.
 
 use inference_worker::workshop::progress::Console;
-use inference_worker::workshop::{Damage, Fault, damage};
+use inference_worker::workshop::{Damage, Fault, Outcome, damage};
 use std::path::PathBuf;
 
 /// Arguments of `damage`.
@@ -55,8 +55,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         out: args.out,
         threads: args.threads.unwrap_or_else(super::cpus).max(1),
     };
-    let report = damage(&order, &mut Console::new())?;
-    println!("made {}: {}", order.out.display(), report.change);
+    let outcome = damage(&order, &mut Console::new())?;
+    let verb = match &outcome {
+        Outcome::Made(_) => "made",
+        Outcome::Present(_) => "kept",
+    };
+    let report = outcome.into_inner();
+    println!("{verb} {}: {}", order.out.display(), report.change);
     println!("damaged: {}", report.damaged);
     println!("In a rollout: {}.", report.expect);
     Ok(())

@@ -36,14 +36,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     with_quiet_tensors()?;
-    let mut recipe = Recipe::new(args.size, args.seed);
-    recipe.teacher.steps = args.steps_teacher.unwrap_or(recipe.teacher.steps);
-    recipe.student.steps = args.steps_student.unwrap_or(recipe.student.steps);
-    let threads = args.threads.unwrap_or_else(super::cpus).max(1);
+    let Args { out, seed, size, steps_teacher, steps_student, threads, force } = args;
+    let mut recipe = Recipe::new(size, seed);
+    recipe.teacher.steps = steps_teacher.unwrap_or(recipe.teacher.steps);
+    recipe.student.steps = steps_student.unwrap_or(recipe.student.steps);
+    let threads = threads.unwrap_or_else(super::cpus).max(1);
     let mut progress = Console::new();
-    let outcome = distill(&recipe, &Demands::default(), &args.out, threads, args.force, &mut progress)?;
+    let outcome = distill(&recipe, &Demands::default(), &out, threads, force, &mut progress)?;
     drop(progress);
-    let out = args.out.display();
+    let out = out.display();
     match outcome {
         Outcome::Present(manifest) => println!("{out} holds this pair already: {}", manifest.similarity),
         Outcome::Made(manifest) => {

@@ -53,30 +53,21 @@ impl Corpus {
     /// If the tokenizer fails, or if too few prompts are found that the training text does not contain.
     pub fn new(recipe: &Recipe) -> Result<Self, WorkshopError> {
         let documents = documents(recipe.seed, recipe.text_bytes);
-        let wanted = recipe.probes + recipe.prompts;
-        // A fifth more than wanted, because some turn out to have too many tokens.
-        let candidates = hold_out(&documents, recipe.seed, wanted + wanted.div_ceil(5));
         let tokenizer = train_tokenizer(&documents, recipe.shape.vocabulary)?;
-        let mut held_out = Vec::new();
-        for text in candidates {
-            let encoding = tokenizer.encode(text.as_str(), true).map_err(WorkshopError::tokenizer("encoding a prompt"))?;
-            if encoding.get_ids().len() <= PROMPT_TOKENS {
-                held_out.push(text);
-            }
-        }
-        if held_out.len() < wanted {
-            return Err(WorkshopError::Refused(format!(
-                "only {} of {wanted} prompts that the training text does not contain were found: ask for fewer",
-                held_out.len()
-            )));
-        }
-        let (probes, prompts) = held_out[..wanted].split_at(recipe.probes);
-        let name = |prefix: char, texts: &[String]| {
-            let named = |(i, text): (usize, &String)| Prompt { id: format!("{prefix}{:04}", i + 1), prompt: text.clone() };
-            texts.iter().enumerate().map(named).collect::<Vec<_>>()
+        // Probes begin stories: the positions of a story depend on each other in many small ways, so that a fault shows
+        // as a spread of similarities. A question's one-word answer is right or turned over whole.
+        let probes = hold_out(&documents, &tokenizer, !recipe.seed, Writer::story, recipe.probes)?;
+        let mut prompts =
+            hold_out(&documents, &tokenizer, !recipe.seed ^ 1, Writer::document, recipe.prompts + recipe.probes)?;
+        prompts.retain(|p| !probes.contains(p));
+        prompts.truncate(recipe.prompts);
+        let name = |prefix: char, texts: Vec<String>| {
+            let named = |(i, prompt): (usize, String)| Prompt { id: format!("{prefix}{:04}", i + 1), prompt };
+            texts.into_iter().enumerate().map(named).collect::<Vec<_>>()
         };
+        let (probes, prompts) = (name('p', probes), name('l', prompts));
         let tokens = encode_documents(&tokenizer, &documents)?;
-        Ok(Self { probes: name('p', probes), prompts: name('l', prompts), documents, tokenizer, tokens })
+        Ok(Self { documents, tokenizer, tokens, probes, prompts })
     }
 
     /// The held-out prompt that some training document contains, if there is one: there must be none.
@@ -129,14 +120,20 @@ fn encode_documents(tokenizer: &Tokenizer, documents: &[String]) -> Result<Vec<u
 }
 
 /// Beginnings of documents of another seed, none of which occurs anywhere in `documents` (so neither does the document
-/// that it begins); at most `wanted`, all different.
-fn hold_out(documents: &[String], seed: u64, wanted: usize) -> Vec<String> {
-    let mut writer = Writer::new(!seed);
-    let mut random = Random::from_seed(!seed ^ 1);
+/// that it begins): `wanted` different ones of at most [`PROMPT_TOKENS`] tokens.
+fn hold_out(
+    documents: &[String],
+    tokenizer: &Tokenizer,
+    seed: u64,
+    write: fn(&mut Writer) -> String,
+    wanted: usize,
+) -> Result<Vec<String>, WorkshopError> {
+    let mut writer = Writer::new(seed);
+    let mut random = Random::from_seed(!seed);
     let mut seen = HashSet::new();
     let mut candidates = Vec::new();
-    while candidates.len() < wanted * 2 {
-        let document = writer.document();
+    while candidates.len() < wanted * 4 {
+        let document = write(&mut writer);
         let words = PROMPT_WORDS.0 + random.below(PROMPT_WORDS.1 - PROMPT_WORDS.0 + 1);
         // The end of the last word that belongs to the prompt; shorter documents are left out, because a model would be
         // asked to go on after the end.
@@ -147,7 +144,20 @@ fn hold_out(documents: &[String], seed: u64, wanted: usize) -> Vec<String> {
     }
     let index = Index::new(&candidates);
     let leaked: HashSet<&str> = documents.iter().flat_map(|d| index.found_in(d)).collect();
-    candidates.iter().filter(|c| !leaked.contains(c.as_str())).take(wanted).cloned().collect()
+    let mut found = Vec::new();
+    for text in candidates.iter().filter(|c| !leaked.contains(c.as_str())) {
+        let encoding = tokenizer.encode(text.as_str(), true).map_err(WorkshopError::tokenizer("encoding a prompt"))?;
+        if encoding.get_ids().len() <= PROMPT_TOKENS {
+            found.push(text.clone());
+        }
+        if found.len() == wanted {
+            return Ok(found);
+        }
+    }
+    Err(WorkshopError::Refused(format!(
+        "only {} of {wanted} prompts that the training text does not contain were found: ask for fewer",
+        found.len()
+    )))
 }
 
 /// Finds which of many prompts occur in a text without trying each at each place.
@@ -194,24 +204,28 @@ mod tests {
 
     #[test]
     fn the_index_finds_what_contains_finds() {
-        let prompts: Vec<String> = ["Anna has the key", "the key and stays", "Tom is in the barn"].map(String::from).into();
+        let prompts: Vec<String> =
+            ["Anna has the key", "the key and stays", "Tom is in the barn"].map(String::from).into();
         let index = Index::new(&prompts);
-        for text in ["Anna has the key and stays.", "x", "", "Tom is in the", "Tom is in the barn", "has the key and stays"] {
+        for text in
+            ["Anna has the key and stays.", "x", "", "Tom is in the", "Tom is in the barn", "has the key and stays"]
+        {
             let expected: Vec<&str> = prompts.iter().map(String::as_str).filter(|p| text.contains(p)).collect();
             assert_eq!(index.found_in(text), expected, "{text}");
         }
     }
 
     #[test]
-    fn held_out_prompts_are_new_and_a_leak_is_seen() {
-        let documents = documents(3, 200_000);
-        let prompts = hold_out(&documents, 3, 200);
-        assert_eq!(prompts.len(), 200);
+    fn held_out_prompts_are_new_and_all_of_them_may_be_old() {
+        let documents = documents(3, 60_000);
+        let tokenizer = train_tokenizer(&documents, 700).unwrap();
+        let hold_out = |documents: &[String]| hold_out(documents, &tokenizer, 3, Writer::story, 40);
+        let prompts = hold_out(&documents).unwrap();
+        assert_eq!(prompts.len(), 40);
         let text = documents.join("\n");
         assert!(prompts.iter().all(|p| !text.contains(p.as_str())));
-        // The same draw finds none of the text's own beginnings new.
-        assert!(hold_out(&prompts.iter().map(|p| format!("{p} or so.")).collect::<Vec<_>>(), 3, 200)
-            .iter()
-            .all(|p| !prompts.contains(p)));
+        // Once they are part of the text, the same draw avoids them.
+        let more: Vec<String> = documents.iter().chain(&prompts).cloned().collect();
+        assert!(hold_out(&more).unwrap().iter().all(|p| !prompts.contains(p)));
     }
 }

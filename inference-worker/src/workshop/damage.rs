@@ -1,13 +1,14 @@
 //! Candidates with real faults: made from a healthy packed model, and kept only if the fault shows on the probes.
 
-use super::WorkshopError;
 use super::export::{StoredTensor, read_tensors, write_json, write_tensors};
 use super::probing::{Baseline, Loaded, Similarity, TAIL};
 use super::progress::Progress;
 use super::staging::Staging;
+use super::{Outcome, WorkshopError, files};
 use safetensors::Dtype;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,8 @@ use std::path::{Path, PathBuf};
 pub enum Fault {
     /// The four 2-bit fields of every packed byte in reverse order: a conversion with the wrong bit order. Gross.
     Order,
-    /// A wrong rotary base: a configuration error. The mean passes, the tail does not; the base is searched for.
+    /// A wrong rotary base: a configuration error. The mean passes, the tail does not; the base is searched for, below
+    /// the right one and, if none there fits, above.
     Rope,
     /// One projection has lost its weights. The mean passes, the tail does not.
     Zero {
@@ -43,11 +45,13 @@ pub struct Damage {
 }
 
 /// What was made; damage.json of the new directory.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
+    /// SHA-256 over fault, baseline, model and probes: an equal order need not be made again.
+    pub order_hash: String,
     /// `order`, `rope` or `zero`.
-    pub fault: &'static str,
+    pub fault: String,
     /// What was changed.
     pub change: String,
     /// The model before.
@@ -55,34 +59,71 @@ pub struct Report {
     /// The model after.
     pub damaged: Similarity,
     /// What a rollout with the demonstration's gate will show.
-    pub expect: &'static str,
+    pub expect: String,
+    /// SHA-256 of every other file, by path.
+    pub files: BTreeMap<String, String>,
 }
 
 /// A rope search needs this many probes for its probabilities to mean something.
 const ROPE_PROBES: usize = 200;
-/// A gate of .95 must pass, with room for the draw of prompts.
-const ROPE_MEAN: f64 = 0.951;
-/// Below, the tail test takes too long; above, the fault is gross.
-const ROPE_TAIL: (f64, f64) = (0.13, 0.25);
+/// Where a wrong rope base must land. A gate of .95 for the mean must pass it, and one of .90 for the 5th percentile must
+/// refuse it soon: at P = .10 only two of three such faults are caught within 60 ticks, above .25 the fault is gross.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    mean: f64,
+    tail: (f64, f64),
+}
+
+/// Room on both sides.
+const WANTED: Window = Window { mean: 0.955, tail: (0.14, 0.25) };
+/// The same verdicts with less room, for a pair that has no base in the wanted window.
+const NARROW: Window = Window { mean: 0.951, tail: (0.13, 0.25) };
+
+impl Window {
+    fn has(&self, s: &Similarity) -> bool {
+        s.mean >= self.mean && (self.tail.0..=self.tail.1).contains(&s.tail)
+    }
+
+    /// Whether the search is to go back towards the right base: the mean has little room left, or the tail enough.
+    fn is_passed_by(&self, s: &Similarity) -> bool {
+        s.mean < self.mean + 0.001 || s.tail > f64::midpoint(self.tail.0, self.tail.1)
+    }
+}
+
 /// The tail gate allows .05; a fault near it would honestly stay undecided.
 const ZERO_TAIL: f64 = 0.08;
-/// Two thirds of a gross fault's probes are far outside any gate.
+/// A gross fault is far below any gate.
 const ORDER_MEAN: f64 = 0.5;
 
 const NOTE: &str = "damage.json";
 
-/// Makes the candidate, measures it on all probes, and publishes it if the fault shows.
+/// Raised whenever the program changes in a way that changes the result of an equal order.
+const FORMAT: u32 = 1;
+
+/// Makes the candidate, measures it on all probes, and publishes it if the fault shows. The same candidate made from the
+/// same inputs before is kept.
 ///
 /// # Errors
 /// [`WorkshopError::Missed`] if it does not show; [`WorkshopError::Refused`] if the model is not packed, the pattern does
 /// not name one tensor, or `out` holds something that this function did not make. Nothing is left at `out` then, or what
 /// was there before.
-pub fn damage(order: &Damage, progress: &mut dyn Progress) -> Result<Report, WorkshopError> {
-    if order.out.exists() && !order.out.join(NOTE).exists() {
-        return Err(WorkshopError::Refused(format!(
-            "{} exists and was not made by this command: choose another --out",
-            order.out.display()
-        )));
+pub fn damage(order: &Damage, progress: &mut dyn Progress) -> Result<Outcome<Report>, WorkshopError> {
+    let order_hash = order.hash()?;
+    if order.out.exists() {
+        let note = fs::read(order.out.join(NOTE)).ok();
+        let Some(report) = note.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) else {
+            return Err(WorkshopError::Refused(format!(
+                "{} exists and was not made by this command: choose another --out",
+                order.out.display()
+            )));
+        };
+        // A note of an older form is made anew.
+        if let Ok(report) = serde_json::from_value::<Report>(report)
+            && report.order_hash == order_hash
+            && report.files == files_of(&order.out)?
+        {
+            return Ok(Outcome::Present(report));
+        }
     }
     let baseline = Baseline::new(&order.baseline, &order.probes, order.threads)?;
     let healthy = baseline.compare(&Loaded::open(&order.model)?)?;
@@ -90,20 +131,62 @@ pub fn damage(order: &Damage, progress: &mut dyn Progress) -> Result<Report, Wor
     let staging = Staging::new(&order.out)?;
     let bench = Bench { order, baseline, healthy, dir: staging.path() };
     bench.copy()?;
-    let (fault, (change, damaged), expect) = match &order.fault {
-        Fault::Order => ("order", bench.reverse_order()?, "rolled back before any live request: preflight sees it within ticks"),
-        Fault::Rope => ("rope", bench.wrong_rope(progress)?, TAIL_FAULT),
-        Fault::Zero { tensor } => ("zero", bench.zero(tensor.as_deref(), progress)?, TAIL_FAULT),
+    let (change, damaged) = match &order.fault {
+        Fault::Order => bench.reverse_order()?,
+        Fault::Rope => bench.wrong_rope(progress)?,
+        Fault::Zero { tensor } => bench.zero(tensor.as_deref(), progress)?,
     };
-    let report = Report { fault, change, healthy, damaged, expect };
+    let report = Report {
+        order_hash,
+        fault: order.fault.name().to_owned(),
+        change,
+        healthy,
+        damaged,
+        expect: expectation(&damaged).to_owned(),
+        files: files_of(staging.path())?,
+    };
     let path = staging.path().join(NOTE);
     write_json(&path, &serde_json::to_value(&report).map_err(WorkshopError::json(&path))?)?;
     staging.publish()?;
-    Ok(report)
+    Ok(Outcome::Made(report))
 }
 
-const TAIL_FAULT: &str =
-    "the mean test passes, the tail test does not: rolled back at the first step, within some tens of ticks";
+impl Fault {
+    /// `order`, `rope` or `zero`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Order => "order",
+            Self::Rope => "rope",
+            Self::Zero { .. } => "zero",
+        }
+    }
+}
+
+impl Damage {
+    fn hash(&self) -> Result<String, WorkshopError> {
+        let digest = |dir: &Path| crate::model::digest(dir).map_err(WorkshopError::load(dir));
+        let probes = fs::read(&self.probes).map_err(WorkshopError::file("read", &self.probes))?;
+        let (baseline, model, probes) = (digest(&self.baseline)?, digest(&self.model)?, files::hash(&probes));
+        Ok(files::hash(format!("{FORMAT}\0{:?}\0{baseline}\0{model}\0{probes}", self.fault).as_bytes()))
+    }
+}
+
+fn files_of(dir: &Path) -> Result<BTreeMap<String, String>, WorkshopError> {
+    let mut all = files::hash_all(dir)?;
+    all.remove(NOTE);
+    Ok(all)
+}
+
+/// What a rollout with the default gate (mean .95, 5th percentile .90) does with such a candidate.
+fn expectation(damaged: &Similarity) -> &'static str {
+    if damaged.mean < 0.8 {
+        "both quality tests fail grossly: rolled back in preflight, within a few ticks and before any live request"
+    } else if damaged.mean < 0.95 {
+        "mean and tail test fail: rolled back at the first step at the latest"
+    } else {
+        "the mean test passes, the tail test does not: rolled back at the first step, within some tens of ticks"
+    }
+}
 
 /// One fault in the making: copies of the healthy model's files that are changed and measured.
 struct Bench<'a> {
@@ -164,7 +247,7 @@ impl Bench<'_> {
         )))
     }
 
-    /// Halves the logarithmic interval below the right base until the tail is where it should be.
+    /// Looks for a base below the right one, then above, that moves the tail into its window and leaves the mean alone.
     fn wrong_rope(&self, progress: &mut dyn Progress) -> Made {
         if self.healthy.prompts < ROPE_PROBES {
             return Err(WorkshopError::Refused(format!(
@@ -177,34 +260,23 @@ impl Bench<'_> {
         let text = fs::read(&path).map_err(WorkshopError::file("read", &path))?;
         let config: Value = serde_json::from_slice(&text).map_err(WorkshopError::json(&path))?;
         let right = f64::from(Loaded::open(&self.order.model)?.model.config().rope_theta);
-        let (mut low, mut high) = (2f64, right);
-        let mut best: Option<(f64, Similarity)> = None;
-        for _ in 0..14 {
-            // Three digits: a base that somebody could have typed.
-            let base = three_digits((low * high).sqrt());
+        let mut at = |base: f64| {
             write_json(&self.dir.join("config.json"), &with_rope_base(&config, base))?;
             let found = self.measure()?;
             progress.note(&format!("rope base {base}: {found}"));
-            if (ROPE_TAIL.0..=ROPE_TAIL.1).contains(&found.tail)
-                && found.mean >= ROPE_MEAN
-                && best.is_none_or(|(_, s)| found.tail > s.tail)
-            {
-                best = Some((base, found));
-            }
-            // Aim at the middle of the window, less far if the mean would fail.
-            if found.tail > f64::midpoint(ROPE_TAIL.0, ROPE_TAIL.1) || found.mean < ROPE_MEAN + 0.001 {
-                low = base;
-            } else {
-                high = base;
-            }
-            if high / low < 1.02 {
+            Ok(found)
+        };
+        let mut found = None;
+        for (window, hopeless) in [(WANTED, 2.0), (WANTED, right * 1e8), (NARROW, 2.0), (NARROW, right * 1e8)] {
+            found = search_base(window, right, hopeless, &mut at)?;
+            if found.is_some() {
                 break;
             }
         }
-        let Some((base, damaged)) = best else {
+        let Some((base, damaged)) = found else {
             return Err(WorkshopError::Missed(format!(
-                "no rope base below {right} gives a mean cosine of at least {ROPE_MEAN} and P(< {TAIL}) from {} to {}: this model depends too little on positions, or too much",
-                ROPE_TAIL.0, ROPE_TAIL.1
+                "no rope base gives a mean cosine of at least {} and P(< {TAIL}) from {} to {}: this model depends too little on positions, or too much",
+                NARROW.mean, NARROW.tail.0, NARROW.tail.1
             )));
         };
         write_json(&self.dir.join("config.json"), &with_rope_base(&config, base))?;
@@ -235,7 +307,12 @@ impl Bench<'_> {
             self.write_zeroed(&name)?;
             let found = self.measure()?;
             progress.note(&format!("{name} zeroed: {found}"));
-            if best.as_ref().is_none_or(|(_, s)| found.tail > s.tail) {
+            // The subtlest of those that show, else the one that shows most.
+            let subtler = |s: &Similarity| match (found.tail >= ZERO_TAIL, s.tail >= ZERO_TAIL) {
+                (true, true) => found.mean > s.mean,
+                _ => found.tail > s.tail,
+            };
+            if best.as_ref().is_none_or(|(_, s)| subtler(s)) {
                 best = Some((name, found));
             }
         }
@@ -257,6 +334,36 @@ impl Bench<'_> {
         tensors.iter_mut().filter(|t| t.name == name).for_each(|t| t.bytes.fill(0b01_01_01_01));
         write_tensors(&self.weights(), &tensors)
     }
+}
+
+/// Halves the logarithmic interval between the right base and a hopeless one. Damage grows with the distance, so the
+/// search closes in on the largest tail whose mean still passes; of the bases in the window the one with the largest
+/// tail is the answer.
+fn search_base(
+    window: Window,
+    right: f64,
+    hopeless: f64,
+    measure: &mut impl FnMut(f64) -> Result<Similarity, WorkshopError>,
+) -> Result<Option<(f64, Similarity)>, WorkshopError> {
+    let (mut near, mut far) = (right, hopeless);
+    let mut best: Option<(f64, Similarity)> = None;
+    for _ in 0..12 {
+        // Three digits: a base that somebody could have typed.
+        let base = three_digits((near * far).sqrt());
+        let found = measure(base)?;
+        if window.has(&found) && best.is_none_or(|(_, s)| found.tail > s.tail) {
+            best = Some((base, found));
+        }
+        if window.is_passed_by(&found) {
+            far = base;
+        } else {
+            near = base;
+        }
+        if (near / far).ln().abs() < 0.05 {
+            break;
+        }
+    }
+    Ok(best)
 }
 
 fn is_packed(tensor: &StoredTensor) -> bool {
@@ -289,6 +396,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_expectation_follows_the_gate() {
+        let at = |mean| expectation(&model(1.0)(5e5).map(|s| Similarity { mean, ..s }).unwrap());
+        assert!(
+            at(0.27).contains("before any live")
+                && at(0.93).contains("mean and tail")
+                && at(0.956).contains("mean test passes")
+        );
+    }
+
+    #[test]
     fn fields_are_reversed() {
         assert_eq!(reversed(0b00_01_10_00), 0b00_10_01_00);
         assert!((0..=255u8).all(|b| reversed(reversed(b)) == b));
@@ -299,6 +416,31 @@ mod tests {
         assert_eq!(three_digits(123_456.7), 123_000.0);
         assert_eq!(three_digits(1000.0), 1000.0);
         assert_eq!(three_digits(7.128), 7.13);
+    }
+
+    /// A model whose damage grows with the distance from its base: `loss` of the mean for each unit of tail.
+    fn model(loss: f64) -> impl FnMut(f64) -> Result<Similarity, WorkshopError> {
+        move |base| {
+            let tail = 0.03 * (base / 5e5).ln().abs();
+            let mean = 0.995 - loss * tail;
+            Ok(Similarity { prompts: 200, mean, fifth_percentile: 0.8, tail, kl: 0.1, top1: 0.8, non_finite: 0 })
+        }
+    }
+
+    #[test]
+    fn the_search_finds_the_window_from_either_side_or_says_that_there_is_none() {
+        for hopeless in [2.0, 5e13] {
+            let (base, found) = search_base(WANTED, 5e5, hopeless, &mut model(0.2)).unwrap().unwrap();
+            assert!((0.14..=0.25).contains(&found.tail) && found.mean >= 0.955, "{base}: {found}");
+            assert_eq!(base < 5e5, hopeless < 5e5);
+            // The mean is the bound: the window's far end is out of reach, its near end is not.
+            let (_, found) = search_base(WANTED, 5e5, hopeless, &mut model(0.25)).unwrap().unwrap();
+            assert!((0.14..=0.16).contains(&found.tail) && found.mean >= 0.955, "{found}");
+            assert!(search_base(WANTED, 5e5, hopeless, &mut model(0.31)).unwrap().is_none());
+            let (_, found) = search_base(NARROW, 5e5, hopeless, &mut model(0.31)).unwrap().unwrap();
+            assert!(NARROW.has(&found) && !WANTED.has(&found), "{found}");
+            assert!(search_base(NARROW, 5e5, hopeless, &mut model(0.4)).unwrap().is_none());
+        }
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! A model pair from nothing.
 
+use super::Outcome;
+use super::WorkshopError;
 use super::corpus::{Corpus, write_prompts};
 use super::export::{write_json, write_model};
+use super::files;
 use super::network::Network;
 use super::ops::read;
 use super::probing::{Baseline, Loaded, Similarity};
@@ -10,10 +13,9 @@ use super::recipe::Recipe;
 use super::staging::Staging;
 use super::train::{Run, Trained, train};
 use super::weights::Weights;
-use super::WorkshopError;
 use crate::compare::similarity::compare_rows;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -76,18 +78,10 @@ pub struct ExportCheck {
     pub student: f64,
 }
 
-/// How a call ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// The pair was made.
-    Made(Box<Manifest>),
-    /// An equal pair was there.
-    Present(Box<Manifest>),
-}
-
 /// Makes a pair at `out`: fp16/, bitnet/, probes.jsonl, prompts.jsonl, manifest.json.
 ///
-/// An equal pair that is there already is kept unless `force`; another one is replaced only with `force`.
+/// An equal pair that is there already is kept unless `force`; one of another recipe is replaced only with `force`, one
+/// of another version of this program always.
 ///
 /// # Errors
 /// [`WorkshopError::Missed`] if the pair does not reach `demands`, [`WorkshopError::Refused`] if `out` holds something
@@ -99,14 +93,14 @@ pub fn distill(
     threads: usize,
     force: bool,
     progress: &mut dyn Progress,
-) -> Result<Outcome, WorkshopError> {
+) -> Result<Outcome<Manifest>, WorkshopError> {
     let started = Instant::now();
     check(recipe)?;
     let recipe_hash = hash_of(recipe);
     if let Some(present) = present(out)? {
         if present.recipe_hash == recipe_hash && !force {
             verify_files(out, &present)?;
-            return Ok(Outcome::Present(Box::new(present)));
+            return Ok(Outcome::Present(present));
         }
         if !force {
             return Err(WorkshopError::Refused(format!(
@@ -158,13 +152,13 @@ pub fn distill(
         loss: Losses { teacher: learned.loss, student: distilled.loss },
         similarity,
         export,
-        files: hash_files(dir)?,
+        files: files::hash_all(dir)?,
         seconds: started.elapsed().as_secs_f64(),
     };
     let path = dir.join(MANIFEST);
     write_json(&path, &serde_json::to_value(&manifest).map_err(WorkshopError::json(&path))?)?;
     staging.publish()?;
-    Ok(Outcome::Made(Box::new(manifest)))
+    Ok(Outcome::Made(manifest))
 }
 
 const MANIFEST: &str = "manifest.json";
@@ -264,20 +258,25 @@ fn check(recipe: &Recipe) -> Result<(), WorkshopError> {
     Err(WorkshopError::Refused(refusal.to_owned()))
 }
 
-/// The manifest at `out`; `None` if nothing is there.
+/// The manifest at `out`; `None` if nothing is there that counts: nothing at all, or a pair of another version of this
+/// program, which cannot be made or compared any more.
 fn present(out: &Path) -> Result<Option<Manifest>, WorkshopError> {
-    if !out.exists() {
+    if !out.exists() || is_empty(out) {
         return Ok(None);
     }
     let path = out.join(MANIFEST);
-    let manifest = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    if manifest.is_none() && !is_empty(out) {
-        return Err(WorkshopError::Refused(format!(
+    let value = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let format = value.as_ref().and_then(|value| value["recipe"]["format"].as_u64());
+    if format.is_some_and(|format| format != u64::from(Recipe::FORMAT)) {
+        return Ok(None);
+    }
+    let manifest = value.and_then(|value| serde_json::from_value(value).ok());
+    manifest.map(Some).ok_or_else(|| {
+        WorkshopError::Refused(format!(
             "{} exists and is not a pair of this program: choose another --out",
             out.display()
-        )));
-    }
-    Ok(manifest)
+        ))
+    })
 }
 
 fn is_empty(dir: &Path) -> bool {
@@ -285,7 +284,7 @@ fn is_empty(dir: &Path) -> bool {
 }
 
 fn verify_files(out: &Path, manifest: &Manifest) -> Result<(), WorkshopError> {
-    let mut found = hash_files(out)?;
+    let mut found = files::hash_all(out)?;
     found.remove(MANIFEST);
     if found == manifest.files {
         return Ok(());
@@ -298,30 +297,5 @@ fn verify_files(out: &Path, manifest: &Manifest) -> Result<(), WorkshopError> {
 
 fn hash_of(recipe: &Recipe) -> String {
     // Serialising a plain struct of numbers to memory cannot fail.
-    hex(&Sha256::digest(serde_json::to_vec(recipe).unwrap_or_default()))
-}
-
-fn hash_files(dir: &Path) -> Result<BTreeMap<String, String>, WorkshopError> {
-    let mut files = BTreeMap::new();
-    let mut open = vec![dir.to_path_buf()];
-    while let Some(next) = open.pop() {
-        for entry in fs::read_dir(&next).map_err(WorkshopError::file("read", &next))? {
-            let path = entry.map_err(WorkshopError::file("read", &next))?.path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                let bytes = fs::read(&path).map_err(WorkshopError::file("read", &path))?;
-                let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().into_owned();
-                files.insert(name, hex(&Sha256::digest(&bytes)));
-            }
-        }
-    }
-    Ok(files)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    files::hash(&serde_json::to_vec(recipe).unwrap_or_default())
 }

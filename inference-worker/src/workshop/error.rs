@@ -117,9 +117,7 @@ impl WorkshopError {
         move |source| Self::Json { path, source }
     }
 
-    pub(super) fn tokenizer(
-        doing: &'static str,
-    ) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
+    pub(super) fn tokenizer(doing: &'static str) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
         move |source| Self::Tokenizer { doing, source }
     }
 }

@@ -12,6 +12,7 @@ pub mod damage;
 pub mod distill;
 mod error;
 pub mod export;
+mod files;
 pub mod network;
 pub mod ops;
 pub mod probing;
@@ -24,5 +25,23 @@ pub mod train;
 pub mod weights;
 
 pub use damage::{Damage, Fault, damage};
-pub use distill::{Demands, Manifest, Outcome, distill};
+pub use distill::{Demands, Manifest, distill};
 pub use error::WorkshopError;
+
+/// How a call that makes something ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome<T> {
+    /// It was made.
+    Made(T),
+    /// The same from the same inputs was there already, whole, and is kept.
+    Present(T),
+}
+
+impl<T> Outcome<T> {
+    /// What is known of it, either way.
+    pub fn into_inner(self) -> T {
+        match self {
+            Self::Made(it) | Self::Present(it) => it,
+        }
+    }
+}

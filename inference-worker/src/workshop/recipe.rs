@@ -79,7 +79,7 @@ pub struct Recipe {
 
 impl Recipe {
     /// Version of the program's results; see [`Recipe::format`].
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// The proven recipe of a size.
     pub fn new(size: Size, seed: u64) -> Self {
@@ -97,7 +97,7 @@ impl Recipe {
             Size::Small => (
                 shape(128, 2, 1, 384),
                 Schedule { steps: 1200, learning_rate: 4e-3 },
-                Schedule { steps: 400, learning_rate: 2e-3 },
+                Schedule { steps: 800, learning_rate: 2e-3 },
             ),
             Size::Big => (
                 shape(256, 4, 2, 768),

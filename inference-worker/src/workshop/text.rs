@@ -8,8 +8,8 @@ mod words;
 
 use crate::engine::random::Random;
 use words::{
-    ANIMALS, COLORS, COLORS_OF, DAYS, FOODS, HOMES, JOBS, LANDS, MOODS, NAMES, NUMBERS, OBJECTS, OPPOSITES, PLACES, SIZES,
-    SOUNDS, TOOLS, TOWNS,
+    ANIMALS, COLORS, COLORS_OF, DAYS, FOODS, HOMES, JOBS, LANDS, MOODS, NAMES, NUMBERS, OBJECTS, OPPOSITES, PLACES,
+    SIZES, SOUNDS, TOOLS, TOWNS,
 };
 
 /// Documents until they hold `bytes` bytes together; from the seed alone.
@@ -79,8 +79,10 @@ impl Writer {
         (0..n).map(|_| sentence(self)).collect::<Vec<_>>().join(" ")
     }
 
-    fn story(&mut self) -> String {
-        let (hero, animal, size, home) = (self.skewed(NAMES), self.skewed(ANIMALS), self.skewed(SIZES), self.skewed(PLACES));
+    /// A story: five sentences or more about somebody who finds something.
+    pub fn story(&mut self) -> String {
+        let (hero, animal, size, home) =
+            (self.skewed(NAMES), self.skewed(ANIMALS), self.skewed(SIZES), self.skewed(PLACES));
         let friend = self.other_name(hero);
         let (color, thing, place) = (self.skewed(COLORS), self.skewed(OBJECTS), self.pick(PLACES));
         let (job, food, day) = (self.skewed(JOBS), self.skewed(FOODS), self.pick(DAYS));

@@ -55,7 +55,9 @@ pub fn train(weights: &mut Weights, run: &Run<'_>, progress: &mut dyn Progress) 
             work[share % threads].push((share, batch));
         }
         let mut results = in_parallel(work, |part| {
-            part.into_iter().map(|(share, batch)| Ok((share, batch.gradients(&network, run)?))).collect::<Result<Vec<_>>>()
+            part.into_iter()
+                .map(|(share, batch)| Ok((share, batch.gradients(&network, run)?)))
+                .collect::<Result<Vec<_>>>()
         })?
         .into_iter()
         .flatten()

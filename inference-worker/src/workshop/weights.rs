@@ -151,7 +151,9 @@ impl Weights {
                 Role::Norm => 0.0,
                 Role::Embedding => 0.05,
                 // Half the variance into the residual stream: with 2 · layers additions it would grow otherwise.
-                Role::Projection if name.contains("o_proj") || name.contains("down_proj") => 0.5 / (dims[1] as f32).sqrt(),
+                Role::Projection if name.contains("o_proj") || name.contains("down_proj") => {
+                    0.5 / (dims[1] as f32).sqrt()
+                }
                 Role::Projection => 0.8 / (dims[1] as f32).sqrt(),
             };
             let master = match role {
@@ -314,16 +316,8 @@ mod tests {
 
     #[test]
     fn slots_index_the_layout() {
-        let shape = ModelShape {
-            vocabulary: 8,
-            width: 4,
-            layers: 2,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 2,
-            ffn: 6,
-            context: 8,
-        };
+        let shape =
+            ModelShape { vocabulary: 8, width: 4, layers: 2, heads: 2, kv_heads: 1, head_dim: 2, ffn: 6, context: 8 };
         let layout = layout(&shape);
         assert_eq!(layout.len(), 2 + 2 * Slot::ALL.len());
         for layer in 0..2 {

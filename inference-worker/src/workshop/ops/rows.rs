@@ -82,7 +82,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let poly = 1.0 + r * (1.0 + r * (0.5 + r * (0.166_666_67 + r * (0.041_665_795 + r * (0.008_333_452 + r * 0.001_39)))));
+    let poly =
+        1.0 + r * (1.0 + r * (0.5 + r * (0.166_666_67 + r * (0.041_665_795 + r * (0.008_333_452 + r * 0.001_39)))));
     let exponent = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     poly * f32::from_bits(((exponent + 127) << 23) as u32)
 }
