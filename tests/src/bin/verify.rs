@@ -31,8 +31,7 @@ const STAGES: &[Stage] = &[
         "the worker's API needs no Kubernetes",
         &["check", "--locked", "--release", "-p", "bitnet-api", "--no-default-features", "--features", "worker,gate"],
     ),
-    ("unit and property tests", &["test", "--workspace", "--exclude", "e2e", "--locked", "--release"]),
-    ("tests of the drivers", &["test", "-p", "e2e", "--locked", "--release", "--lib", "--bins"]),
+    ("unit, property and scenario tests", &["test", "--workspace", "--locked", "--release"]),
 ];
 
 fn main() -> Result<()> {
@@ -45,7 +44,7 @@ fn main() -> Result<()> {
         one_of_each(&["kube", "kube-core", "k8s-openapi", "safetensors"])?;
     }
     if !args.no_cluster {
-        let mut stage = vec!["test", "-p", "e2e", "--locked", "--release", "--test", "cluster", "--"];
+        let mut stage = vec!["test", "--workspace", "--locked", "--release", "--test", "cluster", "--"];
         stage.extend(args.only.as_deref());
         cargo("tests on a real cluster", &stage, &begin)?;
     }

@@ -40,8 +40,10 @@ impl Binaries {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
             .current_dir(checkout())
-            .args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"])
-            .args(["-p", "bitnet-operator", "-p", "inference-worker", "-p", "kubectl-bitnet", "--bins"])
+            // The whole workspace, as every other command: a smaller selection would resolve other features and build
+            // the libraries again.
+            .args(["build", "--release", "--locked", "--workspace", "--bins"])
+            .arg("--message-format=json-render-diagnostics")
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
