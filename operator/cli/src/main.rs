@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
         Verb::Rollback(target) => verbs::steer::steer(&cli.place, &target, "rollback").await,
         Verb::Retry(target) => verbs::steer::steer(&cli.place, &target, "retry").await,
         Verb::Explain(args) => verbs::explain::run(&cli.place, &args).await,
-        Verb::Completions(args) => verbs::completions::run(&args),
+        Verb::Completions(args) => Ok(verbs::completions::run(&args)),
     };
     match outcome {
         Ok(code) => code,

@@ -143,7 +143,7 @@ fn conditions(text: &mut String, status: &ModelRolloutStatus, paint: Paint) {
 mod tests {
     use super::*;
 
-    fn rollout(status: serde_json::Value) -> ModelRollout {
+    fn rollout(status: &serde_json::Value) -> ModelRollout {
         serde_json::from_value(serde_json::json!({
             "apiVersion": "rollouts.bitnet.dev/v1alpha1", "kind": "ModelRollout",
             "metadata": {"name": "chat", "generation": 2},
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_step_shows_arms_signals_and_what_is_missing() {
         let text = render(
-            &rollout(serde_json::json!({
+            &rollout(&serde_json::json!({
                 "observedGeneration": 2, "phase": "Progressing", "message": "Step 2 of 4: gathering evidence",
                 "baseline": {"revision": "chat-aaaaaaaaaa", "image": "r/fp16@sha256:00", "replicas": 1, "ready": 1},
                 "stable": {"revision": "chat-aaaaaaaaaa", "image": "r/fp16@sha256:00", "replicas": 1, "ready": 1},
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_rollout_without_status_says_what_is_wrong() {
-        let text = render(&rollout(serde_json::json!({})), Paint::plain());
+        let text = render(&rollout(&serde_json::json!({})), Paint::plain());
         assert!(text.contains("is the operator running?"), "{text}");
     }
 }

@@ -81,6 +81,7 @@ impl Timeline {
     }
 
     /// What is known already: no line for it.
+    #[must_use]
     pub fn after(mut self, status: &ModelRolloutStatus) -> Self {
         self.last = Some(Shown::of(status));
         self

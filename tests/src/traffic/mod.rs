@@ -96,8 +96,7 @@ impl Traffic {
         while self.in_flight.load(Ordering::Acquire) > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let records = lock(&self.records).clone();
-        records
+        lock(&self.records).clone()
     }
 }
 

@@ -1,4 +1,3 @@
-use anyhow::Result;
 use clap::CommandFactory;
 use std::process::ExitCode;
 
@@ -8,7 +7,7 @@ pub(crate) struct Args {
     shell: clap_complete::Shell,
 }
 
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> ExitCode {
     clap_complete::generate(args.shell, &mut crate::Cli::command(), "kubectl-bitnet", &mut std::io::stdout());
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
