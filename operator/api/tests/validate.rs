@@ -198,6 +198,10 @@ fn what_the_schema_refuses_is_refused_here_too() {
         let metadata = object["metadata"].as_object_mut().unwrap();
         metadata.insert("namespace".into(), json!("team"));
         metadata.insert("uid".into(), json!("u-1"));
+        // What is wrong with an update is wrong only beside the object before it.
+        if case.update {
+            continue;
+        }
         // An unknown field is dropped, a duplicate in a set is harmless, and a list of exact size has no reader here.
         let harmless = ["unknown field", "Duplicate value"].iter().any(|text| case.expect.contains(text));
         let result = match object["kind"].as_str().unwrap() {
