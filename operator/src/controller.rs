@@ -30,7 +30,10 @@ use serde::de::DeserializeOwned;
 use std::{
     fmt::Debug,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
@@ -51,27 +54,33 @@ fn watch() -> watcher::Config {
 /// Runs until `stop` resolves; reconciles that run are finished.
 pub async fn run(context: Arc<Context>, readiness: Readiness, stop: Stop) {
     let scopes = Scope::of(&context.config.watch_namespaces);
+    let listed = Listed { left: Arc::new(AtomicUsize::new(scopes.len())), readiness };
     let mut controllers = Vec::new();
     let mut stores = Vec::new();
     for scope in scopes {
-        let (store, controller) = one(&context, &scope, stop.clone());
+        let (store, controller) = one(&context, &scope, listed.clone(), stop.clone());
         stores.push(store);
         controllers.push(controller);
     }
-    let filled = {
-        let stores = stores.clone();
-        async move {
-            for store in &stores {
-                // A store that cannot become ready belongs to a controller that has ended.
-                let _ = store.wait_until_ready().await;
-            }
-            readiness.watching();
-        }
-    };
     // Set once, before the first reconcile: the controllers are not polled yet.
     let _ = context.stores.set(stores);
-    let running = future::join_all(controllers);
-    future::join(running, async { drop(tokio::spawn(filled)) }).await;
+    future::join_all(controllers).await;
+}
+
+/// Readiness waits for the first whole list of each scope. Not by `Store::wait_until_ready`: it wakes one waiter only,
+/// and the controller is one already.
+#[derive(Clone)]
+struct Listed {
+    left: Arc<AtomicUsize>,
+    readiness: Readiness,
+}
+
+impl Listed {
+    fn one_more(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.readiness.watching();
+        }
+    }
 }
 
 /// Time between two attempts of a watch that fails. Each attempt begins with an event of its own, so a backoff that
@@ -131,16 +140,26 @@ impl Scope {
     }
 }
 
-fn one(context: &Arc<Context>, scope: &Scope, stop: Stop) -> (Store<Guarded>, impl Future<Output = ()> + use<>) {
+fn one(
+    context: &Arc<Context>,
+    scope: &Scope,
+    listed: Listed,
+    stop: Stop,
+) -> (Store<Guarded>, impl Future<Output = ()> + use<>) {
     let client = &context.client;
     let (store, writer) = reflector::store::<Guarded>();
     let gone = Arc::clone(context);
+    let mut listed = Some(listed);
     let rollouts = anew(scope.api::<Guarded>(client), watch())
         .backoff(Patience::default())
-        .inspect_ok(move |event| {
-            if let watcher::Event::Delete(object) = event {
-                forget(&gone, object);
+        .inspect_ok(move |event| match event {
+            watcher::Event::Delete(object) => forget(&gone, object),
+            watcher::Event::InitDone => {
+                if let Some(listed) = listed.take() {
+                    listed.one_more();
+                }
             }
+            _ => {}
         })
         .reflect(writer)
         .applied_objects()
