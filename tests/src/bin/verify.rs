@@ -16,6 +16,9 @@ struct Args {
     /// Leave out the cluster (needs root, Go, Python and about 30 minutes the first time).
     #[arg(long)]
     no_cluster: bool,
+    /// Also run the long tests on the cluster: twenty kills of the operator in the middle of four rollouts.
+    #[arg(long)]
+    long: bool,
     /// Run only tests of the cluster whose name contains this.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
@@ -46,6 +49,9 @@ fn main() -> Result<()> {
     if !args.no_cluster {
         let mut stage = vec!["test", "--workspace", "--locked", "--release", "--test", "cluster", "--"];
         stage.extend(args.only.as_deref());
+        if args.long {
+            stage.push("--include-ignored");
+        }
         cargo("tests on a real cluster", &stage, &begin)?;
     }
     println!("verified in {:.0} s", begin.elapsed().as_secs_f64());

@@ -116,7 +116,7 @@ pub(crate) async fn a_quiet_cluster_sees_no_write(suite: Arc<Suite>) -> Result<(
     ensure!(leases > 0, "no lease was renewed in a minute: the audit log does not see the operator");
     ensure!(others.is_empty(), "the operator wrote: {others:?}");
     let (pid, memory) = operator_process()?;
-    println!("operator (pid {pid}): {:.1} MiB resident", memory as f64 / 1048576.0);
+    println!("operator (pid {pid}): {:.1} MiB resident", memory as f64 / 1_048_576.0);
     ensure!(memory <= 64 << 20, "the operator holds {memory} bytes, at most 64 MiB are allowed");
     stand.away().await
 }
