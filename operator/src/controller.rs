@@ -304,9 +304,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_watch_that_failed_begins_anew_and_does_not_read_the_rest_of_its_refusal() {
-        let begun = std::sync::atomic::AtomicU32::new(0);
+        let begun = AtomicUsize::new(0);
         let refusal = move || {
-            let first = begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+            let first = begun.fetch_add(1, Ordering::Relaxed) == 0;
             let lines = if first { vec![Err("kind: Status"), Err("code: 429")] } else { vec![Ok(1), Ok(2)] };
             stream::iter(lines).boxed()
         };
