@@ -18,9 +18,9 @@ struct State {
     closed: bool,
 }
 
-/// Places beyond the capacity that live requests cannot take: a flood of users must not stop the comparison that would
-/// judge it, and the other way round. One compare job and its peers ask for a few things at a time.
-const INTERNAL_SPARE: usize = 16;
+/// Places of internal jobs, which are their own: a flood of users must not stop the comparison that would judge it, and
+/// the other way round. One compare job and its peers ask for a few things at a time.
+const INTERNAL_PLACES: usize = 16;
 
 impl Queue {
     pub(crate) fn new(capacity: usize) -> Self {
@@ -33,10 +33,14 @@ impl Queue {
         if state.closed {
             return Err(Refused::Stopped);
         }
-        let limit = self.capacity + if job.class == Class::Internal { INTERNAL_SPARE } else { 0 };
-        if state.jobs.len() >= limit {
+        let limit = match job.class {
+            Class::Live => self.capacity,
+            Class::Internal => INTERNAL_PLACES,
+        };
+        let full = |state: &State| state.jobs.iter().filter(|waiting| waiting.class == job.class).count() >= limit;
+        if full(&state) {
             state.jobs.retain(|waiting| !waiting.events.is_closed());
-            if state.jobs.len() >= limit {
+            if full(&state) {
                 return Err(Refused::Full);
             }
         }
@@ -124,8 +128,18 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_users_but_keeps_places_for_comparisons() {
+    fn users_and_comparisons_have_places_of_their_own() {
         let queue = Queue::new(2);
+        let comparisons: Vec<_> = (0..INTERNAL_PLACES as u32)
+            .map(|i| {
+                let (job, receiver) = job(Class::Internal, i);
+                queue.push(job).unwrap();
+                receiver
+            })
+            .collect();
+        let (internal, _) = job(Class::Internal, 99);
+        assert_eq!(queue.push(internal), Err(Refused::Full));
+        drop(comparisons);
         let kept: Vec<_> = (0..2)
             .map(|i| {
                 let (job, receiver) = job(Class::Live, i);
@@ -136,7 +150,7 @@ mod tests {
         let (third, _third_receiver) = job(Class::Live, 2);
         assert_eq!(queue.push(third), Err(Refused::Full));
         let (internal, _internal_receiver) = job(Class::Internal, 3);
-        assert_eq!(queue.push(internal), Ok(()));
+        assert_eq!(queue.push(internal), Ok(()), "places of comparisons that went away are free");
         assert_eq!(queue.len(), 3);
         drop(kept);
         let (fourth, _fourth_receiver) = job(Class::Live, 4);

@@ -209,9 +209,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Runs the first forward passes, so that no user waits for them, and becomes ready.
+    /// Runs the first forward passes, so that no user waits for them, and becomes ready. A second call does nothing.
     pub async fn warm_up(&self) -> Result<(), StartError> {
         let Some(loaded) = self.loaded.get() else { return Ok(()) };
+        if self.account.ready_since().is_some() {
+            return Ok(());
+        }
         let tokens = loaded.limits().context.saturating_sub(1).min(4);
         if tokens > 0 {
             let limit = WARM_UP_TIME;

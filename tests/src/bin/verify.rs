@@ -30,6 +30,11 @@ type Stage = (&'static str, &'static [&'static str]);
 const STAGES: &[Stage] = &[
     ("format", &["fmt", "--all", "--check"]),
     ("lints", &["clippy", "--workspace", "--all-targets", "--locked", "--release", "--", "-D", "warnings"]),
+    // Not among "all targets", because it needs a machine of its own and so is no test of `cargo test`.
+    (
+        "lints of the cluster's tests",
+        &["clippy", "--locked", "--release", "--workspace", "--test", "cluster", "--", "-D", "warnings"],
+    ),
     (
         "the worker's API needs no Kubernetes",
         &["check", "--locked", "--release", "-p", "bitnet-api", "--no-default-features", "--features", "worker,gate"],
