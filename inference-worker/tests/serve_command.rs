@@ -3,39 +3,40 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// A worker process; killed if a test fails before it ends.
 struct Process {
     child: Child,
-    public: SocketAddr,
+    log: BufReader<ChildStderr>,
+    /// What was read of the log.
+    read: String,
 }
 
 impl Process {
     fn start(model: &Path, extra: &[&str]) -> Self {
-        // Ports that are free now: nobody else on this host is given them again at once.
-        let ports = [0; 2].map(|_: i32| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_inference-worker"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_inference-worker"))
             .env("BITNET_DRAIN", "1s") // a flag goes before it
-            .args(["serve", "--bind", "127.0.0.1", "--log-format", "json", "--model"])
+            .args(["serve", "--bind", "127.0.0.1", "--port", "0", "--internal-port", "0", "--log-format", "json"])
+            .arg("--model")
             .arg(model)
-            .args(["--port", &ports[0].port().to_string(), "--internal-port", &ports[1].port().to_string()])
             .args(extra)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Self { child, public: ports[0] }
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, log, read: String::new() }
     }
 
     /// Status of `GET path`, 0 without an answer.
-    fn get(&self, path: &str) -> u16 {
+    fn get(public: SocketAddr, path: &str) -> u16 {
         let ask = || -> std::io::Result<String> {
-            let mut socket = TcpStream::connect(self.public)?;
+            let mut socket = TcpStream::connect(public)?;
             write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
             let mut answer = String::new();
             socket.read_to_string(&mut answer)?;
@@ -44,12 +45,22 @@ impl Process {
         ask().ok().and_then(|answer| answer.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
     }
 
-    fn until_ready(&self) {
+    /// The public address once the worker is ready; it picked its ports and told them in its log.
+    fn until_ready(&mut self) -> SocketAddr {
+        let public = loop {
+            let begin = self.read.len();
+            assert!(self.log.read_line(&mut self.read).unwrap() > 0, "the worker ended: {}", self.read);
+            let line: serde_json::Value = serde_json::from_str(&self.read[begin..]).unwrap();
+            if line["message"] == "listening" {
+                break line["public"].as_str().unwrap().parse().unwrap();
+            }
+        };
         let started = Instant::now();
-        while self.get("/readyz") != 200 {
+        while Self::get(public, "/readyz") != 200 {
             assert!(started.elapsed() < Duration::from_secs(30), "the worker is not ready");
             std::thread::sleep(Duration::from_millis(10));
         }
+        public
     }
 
     fn signal(&self, signal: &str) {
@@ -62,9 +73,8 @@ impl Process {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                let mut log = String::new();
-                self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-                return (status, log);
+                self.log.read_to_string(&mut self.read).unwrap();
+                return (status, std::mem::take(&mut self.read));
             }
             assert!(started.elapsed() < Duration::from_secs(30), "the worker does not end");
             std::thread::sleep(Duration::from_millis(10));
@@ -83,14 +93,15 @@ impl Drop for Process {
 fn sigterm_drains_and_ends_with_status_0() {
     let dir = tempfile::tempdir().unwrap();
     support::tiny_model(dir.path(), 1);
-    let process = Process::start(dir.path(), &["--revision", "chat-abcdefg234"]);
-    process.until_ready();
+    let mut process = Process::start(dir.path(), &["--revision", "chat-abcdefg234"]);
+    let public = process.until_ready();
+    let get = |path: &str| Process::get(public, path);
     process.signal("-TERM");
     let told = Instant::now();
-    while process.get("/readyz") == 200 {
+    while get("/readyz") == 200 {
         assert!(told.elapsed() < Duration::from_millis(900), "readiness must go at once");
     }
-    assert_eq!((process.get("/readyz"), process.get("/v1/models"), process.get("/livez")), (503, 200, 200));
+    assert_eq!((get("/readyz"), get("/v1/models"), get("/livez")), (503, 200, 200));
     let (status, log) = process.end();
     assert!(status.success(), "{status}\n{log}");
     assert!(told.elapsed() >= Duration::from_secs(1), "it serves on for the drain time");
@@ -104,7 +115,7 @@ fn sigterm_drains_and_ends_with_status_0() {
 fn sigint_does_not_wait() {
     let dir = tempfile::tempdir().unwrap();
     support::tiny_model(dir.path(), 1);
-    let process = Process::start(dir.path(), &["--drain", "60s"]);
+    let mut process = Process::start(dir.path(), &["--drain", "60s"]);
     process.until_ready();
     process.signal("-INT");
     assert!(process.end().0.success());
@@ -124,7 +135,7 @@ fn another_digest_is_status_3_and_says_both() {
     assert_eq!(status.code(), Some(3));
     let message = std::fs::read_to_string(&termination).unwrap();
     assert!(message.starts_with(&format!("DigestMismatch: expected {expected} found {found}")), "{message}");
-    let right = Process::start(dir.path(), &["--digest", &format!("sha256:{}", found.to_uppercase())]);
+    let mut right = Process::start(dir.path(), &["--digest", &format!("sha256:{}", found.to_uppercase())]);
     right.until_ready();
 }
 
