@@ -6,14 +6,20 @@
 use bitnet_core::{
     evidence::{Histogram, LiveArm, combine},
     stats::{
+        asymptotic::{half_width, msprt_ln_e},
         bets::{BoundedMean, FRACTIONS, Increments, NOTHING, accumulate},
         counters::{PodCounters, delta},
         intervals::{MeanSequence, share_interval},
+        label_odds::Odds,
+        mann_whitney::mann_whitney,
+        rate_ratio::RateRatio,
+        sample_ratio::dirichlet_ln_e,
         votes,
         wealth::{RestartPrior, Restarting, Wealth},
     },
 };
 use serde_json::Value;
+use statrs::distribution::{Binomial, Discrete};
 use std::{collections::BTreeMap, path::Path};
 
 struct Vectors {
@@ -208,5 +214,113 @@ fn decisions() {
             };
             assert_eq!(found, expected, "{}", case["name"]);
         }
+    }
+}
+
+/// `[s_c, s_b, n_c, n_b]` as two arms.
+fn arms(block: &Value) -> ((u64, u64), (u64, u64)) {
+    let [s_c, s_b, n_c, n_b] = counts(block)[..] else { panic!("a block has four counts") };
+    ((s_c, n_c), (s_b, n_b))
+}
+
+/// Wealth after each block, each bet's at the end, and the exact expectations, as a file gives them.
+fn follows(
+    vectors: &Vectors,
+    case: &Value,
+    expectations: &str,
+    increments: impl Fn((u64, u64), (u64, u64)) -> Increments,
+) {
+    let mut wealth = Wealth::default();
+    for (block, expected) in
+        case["blocks_sc_sb_nc_nb"].as_array().unwrap().iter().zip(numbers_of(case, "log_e_mixture_after_block"))
+    {
+        let (candidate, stable) = arms(block);
+        wealth.add(&increments(candidate, stable));
+        vectors.close(wealth.ln_e(), expected, "mixture");
+    }
+    for (l, expected) in wealth.ln_each().iter().zip(numbers_of(case, "log_wealth_final")) {
+        vectors.close(*l, expected, "final wealth");
+    }
+    for expected in numbers_of(case, expectations) {
+        let (n_c, n_b) = (expected["nc"].as_u64().unwrap(), expected["nb"].as_u64().unwrap());
+        let of = |key: &str, n| Binomial::new(expected[key].as_f64().unwrap(), n).unwrap();
+        let (c, b) = (of("theta_c", n_c), of("theta_b", n_b));
+        let mut sum = 0.0;
+        for (s_c, s_b) in (0..=n_c).flat_map(|s_c| (0..=n_b).map(move |s_b| (s_c, s_b))) {
+            let mut wealth = Wealth::default();
+            wealth.add(&increments((s_c, n_c), (s_b, n_b)));
+            sum += c.pmf(s_c) * b.pmf(s_b) * wealth.ln_e().exp();
+        }
+        vectors.close(sum, &expected["expected_e"], "expectation");
+    }
+}
+
+fn numbers_of<'a>(case: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    let all = case[key].as_array().unwrap();
+    assert!(!all.is_empty(), "{key} is empty");
+    all.iter()
+}
+
+#[test]
+fn rate_ratio_bets() {
+    let vectors = Vectors::read("rate_ratio");
+    for case in vectors.cases() {
+        let (rho, delta) = (case["rho"].as_f64().unwrap(), case["delta"].as_f64().unwrap());
+        let test = match case["side"].as_str().unwrap() {
+            "rollback" => RateRatio::worse(rho, delta),
+            "promote" => RateRatio::not_worse(rho, delta),
+            other => panic!("unknown side {other}"),
+        };
+        follows(&vectors, case, "exact_expectation_at_boundary", |c, b| test.increments(c, b));
+    }
+}
+
+#[test]
+fn label_odds_on_shares() {
+    let vectors = Vectors::read("two_sample_bernoulli");
+    for case in vectors.cases() {
+        let guess = case["p_b_guess"].as_f64().unwrap();
+        let test = match case["side"].as_str().unwrap() {
+            "rollback" => Odds::larger(guess),
+            "promote" => Odds::smaller(guess),
+            other => panic!("unknown side {other}"),
+        };
+        follows(&vectors, case, "exact_expectation_under_null", |c, b| test.increments(c, b));
+    }
+}
+
+#[test]
+fn sample_ratio_mixture() {
+    let vectors = Vectors::read("srm");
+    for case in vectors.cases() {
+        let of = |key: &str| case[key].as_f64().unwrap();
+        let (c, b) = (of("n_candidate") as u64, of("n_baseline") as u64);
+        let found = dirichlet_ln_e(of("w"), of("concentration"), c, b).unwrap();
+        vectors.close(found, &case["log_e"], "ln E");
+    }
+}
+
+#[test]
+fn asymptotic_sequences() {
+    let vectors = Vectors::read("asymptotic");
+    for case in vectors.cases() {
+        let of = |key: &str| case[key].as_f64().unwrap();
+        let found = match case["kind"].as_str().unwrap() {
+            "asymp_cs_halfwidth" => half_width(of("n"), of("sd"), of("rho"), of("alpha")),
+            "msprt_log_lr" => msprt_ln_e(of("diff"), of("var_of_diff"), of("tau")),
+            other => panic!("unknown kind {other}"),
+        };
+        vectors.close(found, &case["value"], "value");
+    }
+}
+
+#[test]
+fn mann_whitney_test() {
+    let vectors = Vectors::read("mann_whitney");
+    for case in vectors.cases() {
+        let found = mann_whitney(&numbers(&case["control"]), &numbers(&case["experiment"]), 0.98).unwrap();
+        vectors.close(found.u, &case["U"], "U");
+        vectors.close(found.p, &case["p_two_sided"], "p");
+        vectors.close(found.shift, &case["hodges_lehmann"], "shift");
     }
 }

@@ -1,6 +1,6 @@
 use super::codec::{CodecError, Reader, Writer};
 use crate::stats::{
-    bets::{BETS, Increments},
+    bets::Increments,
     intervals::MeanSequence,
     wealth::{RestartPrior, Restarting, Wealth},
 };
@@ -70,14 +70,14 @@ impl Claim {
     }
 }
 
-fn write_steps(w: &mut Writer, steps: [i64; BETS]) {
+pub(super) fn write_steps<const K: usize>(w: &mut Writer, steps: [i64; K]) {
     for s in steps {
         w.i64(s);
     }
 }
 
-fn read_steps(r: &mut Reader) -> Result<[i64; BETS], CodecError> {
-    let mut steps = [0; BETS];
+pub(super) fn read_steps<const K: usize>(r: &mut Reader) -> Result<[i64; K], CodecError> {
+    let mut steps = [0; K];
     for s in &mut steps {
         *s = r.i64()?;
         // A float holds every settled value below 2⁵³ grid steps exactly; nothing else was ever written.

@@ -1,13 +1,16 @@
 //! The judge: sequential evidence of one attempt, fed once per tick.
 //!
 //! [`Gate`] is the resolved gate, [`Tick`] what one tick saw, [`Evidence`] the state (< 4 KB encoded), [`Assessment`]
-//! what follows. The rules are those of the statistics page in `docs/`; the engines are in [`crate::stats`].
+//! what follows. The rules are those of the statistics page in `docs/`; the engines are in [`crate::stats`]. Beside the
+//! judge of a rollout there are the [`guard`] of a promoted model and the judge of an A/B test ([`ab`]).
 
+pub mod ab;
 mod assess;
 mod claim;
 pub mod codec;
 pub mod combine;
 mod errors;
+pub mod guard;
 mod history;
 mod judge;
 mod live;

@@ -13,7 +13,7 @@ use crate::stats::{
 };
 
 /// Unit of a block's mean log ratio: a ratio 1.5 times off the margin is as much as one block can say.
-const LN_UNIT: f64 = 0.405_465_108_108_164_4;
+pub(super) const LN_UNIT: f64 = 0.405_465_108_108_164_4;
 
 /// Displayed log ratios are clipped to a factor of 4 either way.
 const LN_SHOWN: f64 = 1.386_294_361_119_890_6;

@@ -73,7 +73,7 @@ impl Quality {
 
 /// The prompts that count: none where fewer than half of those drawn were compared, at most `per_tick` (the first,
 /// whatever their values).
-fn valid(probes: &Probes, per_tick: u32) -> &[PromptSample] {
+pub(super) fn valid(probes: &Probes, per_tick: u32) -> &[PromptSample] {
     let all = &probes.prompts;
     if (all.len() as u64) * 2 < u64::from(probes.drawn) {
         return &[];

@@ -40,8 +40,6 @@ impl Rules {
     pub(super) fn of(gate: &Gate) -> Self {
         let interval = gate.interval.0.max(1);
         let ticks = |length: i64| length.saturating_add(interval - 1).div_euclid(interval).clamp(1, 86_400) as u32;
-        // A threshold that is no number is met by nothing.
-        let strictest = |x: f64| if x.is_nan() { 1.0 } else { x };
         let mean_threshold = within(strictest(gate.min_mean), 1e-6, 1.0 - 1e-6);
         let tail_share = within(gate.tail_share, 1e-6, 1.0 - 1e-6);
         let ratio = within(gate.max_ratio, 1.000_001, 1e3);
@@ -68,7 +66,12 @@ impl Rules {
     }
 }
 
+/// A threshold that is no number is met by nothing.
+pub(super) fn strictest(threshold: f64) -> f64 {
+    if threshold.is_nan() { 1.0 } else { threshold }
+}
+
 /// `value` within `[low, high]`; NaN is `low`.
-fn within(value: f64, low: f64, high: f64) -> f64 {
+pub(super) fn within(value: f64, low: f64, high: f64) -> f64 {
     value.max(low).min(high)
 }

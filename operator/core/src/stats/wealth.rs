@@ -1,33 +1,39 @@
 //! Wealth of a grid of bets: plain products, and the mixture over restarts.
 
 use super::{
-    bets::{BETS, Increments},
+    bets::BETS,
     logspace::{log_add_exp, log_mean_exp},
 };
 
 /// Steps per unit of log-wealth in a stored state.
-const GRID: f64 = (1u64 << 20) as f64;
+pub(super) const GRID: f64 = (1u64 << 20) as f64;
 
 /// Rounds down to a multiple of 2⁻²⁰, so that the state is short as text and comes back bit for bit. Rounding a bettor's
 /// wealth down keeps every guarantee; over a thousand ticks it costs .001 of ln E.
-fn settled(ln: f64) -> f64 {
+pub(super) fn settled(ln: f64) -> f64 {
     (ln * GRID).floor() / GRID
 }
 
 /// A settled value in grid steps.
-fn steps(ln: f64) -> i64 {
+pub(super) fn steps(ln: f64) -> i64 {
     (ln * GRID).floor() as i64
 }
 
-/// Wealth of a grid of constant bets, each started with 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Wealth {
-    ln: Increments,
+/// Wealth of a grid of `K` constant bets, each started with 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wealth<const K: usize = BETS> {
+    ln: [f64; K],
 }
 
-impl Wealth {
+impl<const K: usize> Default for Wealth<K> {
+    fn default() -> Self {
+        Self { ln: [0.0; K] }
+    }
+}
+
+impl<const K: usize> Wealth<K> {
     /// Takes the increments of any number of observations.
-    pub fn add(&mut self, increments: &Increments) {
+    pub fn add(&mut self, increments: &[f64; K]) {
         for (l, i) in self.ln.iter_mut().zip(increments) {
             *l += i;
         }
@@ -39,7 +45,7 @@ impl Wealth {
     }
 
     /// Log-wealth of each bet.
-    pub fn ln_each(&self) -> &[f64; BETS] {
+    pub fn ln_each(&self) -> &[f64; K] {
         &self.ln
     }
 
@@ -49,12 +55,12 @@ impl Wealth {
     }
 
     /// Stored form after [`Wealth::settle`].
-    pub fn to_steps(&self) -> [i64; BETS] {
+    pub fn to_steps(&self) -> [i64; K] {
         self.ln.map(steps)
     }
 
     /// From the stored form.
-    pub fn from_steps(steps: [i64; BETS]) -> Self {
+    pub fn from_steps(steps: [i64; K]) -> Self {
         Self { ln: steps.map(|s| s as f64 / GRID) }
     }
 }
@@ -85,21 +91,21 @@ impl RestartPrior {
     }
 }
 
-/// Mixture over the start times of a grid of bets. Still an e-process: its prior sums to 1.
+/// Mixture over the start times of a grid of `K` bets. Still an e-process: its prior sums to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Restarting {
-    ln: Increments,
+pub struct Restarting<const K: usize = BETS> {
+    ln: [f64; K],
 }
 
-impl Default for Restarting {
+impl<const K: usize> Default for Restarting<K> {
     fn default() -> Self {
-        Self { ln: [RestartPrior::AT_START.ln(); BETS] }
+        Self { ln: [RestartPrior::AT_START.ln(); K] }
     }
 }
 
-impl Restarting {
+impl<const K: usize> Restarting<K> {
     /// Ends tick `tick` (from 1, each exactly once), which brought `increments`: a new sequence of bets starts with it.
-    pub fn tick(&mut self, prior: RestartPrior, tick: u32, increments: &Increments) {
+    pub fn tick(&mut self, prior: RestartPrior, tick: u32, increments: &[f64; K]) {
         let start = if tick <= prior.horizon { prior.share().ln() } else { f64::NEG_INFINITY };
         for (l, i) in self.ln.iter_mut().zip(increments) {
             *l = log_add_exp(*l, start) + i;
@@ -117,12 +123,12 @@ impl Restarting {
     }
 
     /// Stored form after [`Restarting::settle`].
-    pub fn to_steps(&self) -> [i64; BETS] {
+    pub fn to_steps(&self) -> [i64; K] {
         self.ln.map(steps)
     }
 
     /// From the stored form.
-    pub fn from_steps(steps: [i64; BETS]) -> Self {
+    pub fn from_steps(steps: [i64; K]) -> Self {
         Self { ln: steps.map(|s| s as f64 / GRID) }
     }
 }
