@@ -3,20 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "../examples/simulate_canary/world.rs"]
+#[path = "../examples/montecarlo/gates.rs"]
 #[allow(dead_code, reason = "the example uses the rest")]
-mod world;
+mod gates;
 
 use bitnet_core::{
     evidence::SignalKind,
+    simulate::{End, Random, Run, World, run},
     stats::{
         bets::{BoundedMean, Increments, Share},
         votes::{self, CLIP},
         wealth::{RestartPrior, Restarting, Wealth},
     },
 };
+use gates::{demo_gate, demo_steps};
 use statrs::distribution::{Binomial, DiscreteCDF};
-use world::{DEMO_STEPS, End, Random, Run, World, demo_gate, run};
 
 const ALPHA: f64 = 0.05;
 const RUNS: u64 = 600;
@@ -125,7 +126,7 @@ fn votes_keep_their_level_under_bursts() {
 }
 
 fn demo(world: &World, runs: u64) -> Vec<Run> {
-    (1..=runs).map(|seed| run(&demo_gate(), DEMO_STEPS, world, seed)).collect()
+    (1..=runs).map(|seed| run(&demo_gate(), &demo_steps(), world, seed)).collect()
 }
 
 fn equal() -> World {

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "../examples/simulate_canary/world.rs"]
+#[path = "../examples/montecarlo/gates.rs"]
 #[allow(dead_code, reason = "the example uses the rest")]
-mod world;
+mod gates;
 
 mod ticks;
 
@@ -12,8 +12,8 @@ use bitnet_core::{
     Span,
     evidence::{Evidence, Finding, Gate, Probes, SignalKind, SignalState, Tick},
 };
+use gates::demo_gate;
 use ticks::*;
-use world::demo_gate;
 
 #[test]
 fn a_gross_model_is_rolled_back_in_its_first_ticks_at_weight_0() {

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "../examples/simulate_canary/world.rs"]
+#[path = "../examples/montecarlo/gates.rs"]
 #[allow(dead_code, reason = "the example uses the rest")]
-mod world;
+mod gates;
 
 mod ticks;
 
@@ -12,8 +12,8 @@ use bitnet_core::{
     Span,
     evidence::{Assessment, Evidence, Finding, Gate, OnNoTraffic, Probes, SignalKind, SignalState, Tick},
 };
+use gates::demo_gate;
 use ticks::*;
-use world::demo_gate;
 
 #[test]
 fn history_comes_first_and_is_not_tested_itself() {
@@ -248,7 +248,7 @@ fn without_requests_the_pairs_stand_in_or_the_gate_holds() {
 fn a_larger_candidate_is_thinned() {
     let gate = Gate { interval: Span::seconds(10), deadline: Span::seconds(14_400), max_excess: 1e-4, ..demo_gate() };
     for seed in 0..4u64 {
-        let mut random = world::Random::new(seed);
+        let mut random = bitnet_core::simulate::Random::new(seed);
         let mut errors = |n: u64| ((0..n).filter(|_| random.happens(0.02)).count() as u64, n);
         let mut evidence = Evidence::new(&gate);
         run(&mut evidence, &gate, 1..=1, |t| {
