@@ -61,7 +61,7 @@ impl Error {
 pub async fn apply(client: &Client, namespace: &str, objects: Objects<Prepared>) -> Result<Outcome, Error> {
     let mut outcome =
         Outcome { objects: objects.at(), rollout: None, route: None, released: false, failures: Vec::new() };
-    let Objects { finalizer, grow, shift, record, shrink, release, .. } = &outcome.objects;
+    let Objects { finalizer, grow, shift, preview, record, shrink, release, .. } = &outcome.objects;
     if let Some(write) = finalizer {
         outcome.rollout = send(client, namespace, write).await?;
     }
@@ -71,7 +71,7 @@ pub async fn apply(client: &Client, namespace: &str, objects: Objects<Prepared>)
     if let Some(write) = shift {
         outcome.route = send(client, namespace, write).await?;
     }
-    for write in record.iter().chain(shrink) {
+    for write in preview.iter().chain(record).chain(shrink) {
         note(&mut outcome.failures, send(client, namespace, write).await)?;
     }
     if let Some(write) = release
@@ -210,6 +210,7 @@ mod tests {
             finalizer: Some(patch(Kind::ModelRollout, "chat")),
             grow: vec![create("chat-a")],
             shift: Some(patch(Kind::HttpRoute, "chat")),
+            preview: None,
             record: Vec::new(),
             shrink: vec![Write { kind: Kind::Deployment, name: "chat-b".into(), action: delete }],
             release: None,

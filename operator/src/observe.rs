@@ -15,7 +15,7 @@ use bitnet_core::{
     Time,
     model::{Revision, Rollout, RouteTarget},
     observation::{Observation, RouteState},
-    plan::{State, tick_due},
+    plan::{State, preview_name, tick_due},
 };
 use futures::try_join;
 use k8s_openapi::{
@@ -58,6 +58,8 @@ pub struct World {
     pub services: BTreeMap<String, Service>,
     /// Our RolloutDecisions.
     pub decisions: Vec<ObjectMeta>,
+    /// Metadata of the preview route, where it is ours.
+    pub preview: Option<ObjectMeta>,
     /// IPs of our pods by name.
     pub pods: BTreeMap<String, IpAddr>,
     /// Counter references that replace the old ones once the status was written.
@@ -113,8 +115,10 @@ pub async fn observe(
 ) -> Result<World, Error> {
     let ours = ListParams::default().labels(&labels::query(&rollout.name));
     let all = ListParams::default();
-    let (route, deployments, services, pods, slices, autoscalers, decisions) = try_join!(
-        http_route(from.client, rollout),
+    let preview = preview_name(&rollout.name);
+    let (route, preview, deployments, services, pods, slices, autoscalers, decisions) = try_join!(
+        http_route(from.client, rollout, rollout.route.route_name(&rollout.name)),
+        http_route(from.client, rollout, &preview),
         list::<Deployment>(from.client, rollout, &ours, "Deployments"),
         list::<Service>(from.client, rollout, &ours, "Services"),
         list::<Pod>(from.client, rollout, &ours, "pods"),
@@ -139,12 +143,14 @@ pub async fn observe(
             namespace_terminating: (rollout.deleting || nothing_yet) && terminating(from.client, rollout).await?,
             decisions: decisions.iter().filter_map(|metadata| metadata.name.clone()).collect(),
             finalizer: object.finalizers().iter().any(|name| name == FINALIZER),
+            preview: route::preview(rollout, preview.as_ref()),
         },
         rollout: object.metadata.clone(),
         route: view,
         deployments,
         services,
         decisions,
+        preview: preview.map(|found| found.metadata).filter(owned),
         pods: pods.iter().filter_map(|pod| Some((pod.name_any(), workloads::address(pod)?))).collect(),
         pending: None,
     };
@@ -177,9 +183,8 @@ fn gateway_api(kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind), plural)
 }
 
-async fn http_route(client: &Client, rollout: &Rollout) -> Result<Option<DynamicObject>, Error> {
+async fn http_route(client: &Client, rollout: &Rollout, name: &str) -> Result<Option<DynamicObject>, Error> {
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), &rollout.namespace, &http_routes());
-    let name = rollout.route.route_name(&rollout.name);
     api.get_opt(name).await.map_err(|source| Error { what: "the HTTPRoute", source })
 }
 

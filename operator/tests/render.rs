@@ -10,11 +10,11 @@ use bitnet_core::{
         SignalState, Tripwire,
     },
     model::{
-        Canary, CanaryStep, DeletionPolicy, LatchKey, Revision, Rollout, RouteTarget, Serving, Settings, Source,
+        Canary, CanaryStep, DeletionPolicy, LatchKey, Pace, Revision, Rollout, RouteTarget, Serving, Settings, Source,
         Strategy,
     },
     observation::Ledger,
-    plan::{DecisionRecord, Grow, Plan, RouteWrite, Shrink, State, Verdict},
+    plan::{DecisionRecord, Grow, Plan, PreviewWrite, RouteWrite, Shrink, State, Verdict},
     report::{Note, Phase, Reason, Report},
 };
 use bitnet_operator::{
@@ -54,6 +54,7 @@ fn rollout() -> Rollout {
         route: RouteTarget::Adopt { http_route: "shop".into(), rule: Some("completions".into()) },
         strategy: Strategy::Canary(Canary {
             steps: vec![CanaryStep { weight: 5, duration: Span::seconds(20), pause: false }],
+            pace: Pace::Time,
         }),
         gate: Gate {
             name: "chat".into(),
@@ -146,6 +147,7 @@ fn plan() -> Plan {
         finalizer: true,
         grow: Vec::new(),
         shift: None,
+        preview: None,
         record: None,
         shrink: Vec::new(),
         probe: None,
@@ -341,6 +343,35 @@ fn a_rollback_is_one_write_with_weights_latch_and_record() {
     insta::assert_json_snapshot!("rollout_decision", object);
     let gone: Vec<_> = objects.record[1..].iter().map(|write| write.name.as_str()).collect();
     assert_eq!(gone, ["d00"]);
+}
+
+#[test]
+fn a_preview_has_the_parents_of_the_route_and_goes_with_its_preconditions() {
+    let before = route(&json!({}));
+    let create = PreviewWrite::Create { host: "preview.example".into(), revision: Revision("chat-bbbbbbbbbb".into()) };
+    let made = render(&config(), &rollout(), &world(&before), &Plan { preview: Some(create), ..plan() });
+    let write = made.preview.unwrap();
+    let Action::Create(object) = &write.action else { panic!("{write:?}") };
+    assert_eq!((write.kind, write.name.as_str()), (Kind::HttpRoute, "chat-preview"));
+    assert_eq!(object["spec"]["parentRefs"], before["spec"]["parentRefs"]);
+    assert!(object["spec"]["parentRefs"].is_array());
+    assert_eq!(object["spec"]["hostnames"], json!(["preview.example"]));
+    let refs = &object["spec"]["rules"][0]["backendRefs"];
+    assert_eq!((&refs[0]["name"], &refs[0]["weight"]), (&json!("chat-bbbbbbbbbb"), &json!(100)));
+    assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "uid-of-chat");
+    assert!(object["metadata"].get("annotations").is_none(), "no ledger: nothing rests on it");
+
+    let delete = Plan { preview: Some(PreviewWrite::Delete), ..plan() };
+    let there = kube::core::ObjectMeta {
+        name: Some("chat-preview".into()),
+        uid: Some("p".into()),
+        resource_version: Some("9".into()),
+        ..Default::default()
+    };
+    let world = World { preview: Some(there), ..world(&before) };
+    let gone = render(&config(), &rollout(), &world, &delete).preview.unwrap();
+    assert_eq!(gone.action, Action::Delete { uid: "p".into(), resource_version: "9".into() });
+    assert!(render(&config(), &rollout(), &World::default(), &delete).preview.is_none());
 }
 
 #[test]

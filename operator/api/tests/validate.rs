@@ -12,7 +12,7 @@ use bitnet_api::{
 use bitnet_core::{
     Span,
     evidence::{Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire},
-    model::{DeletionPolicy, RouteTarget, Settings, Source, Strategy},
+    model::{DeletionPolicy, RouteTarget, Settings, Source},
 };
 use proptest::{
     prelude::{Just, ProptestConfig, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest},
@@ -73,8 +73,8 @@ fn the_smallest_objects_are_complete() {
     assert_eq!(made.baseline.revision, revision_name("chat", &object.spec.baseline));
     assert_ne!(made.baseline.revision, made.model.revision);
     assert_eq!(made.route, RouteTarget::Own { gateway: "gw".into(), hostnames: vec![] });
-    let Strategy::Canary(canary) = &made.strategy;
-    let steps: Vec<_> = canary.steps.iter().map(|step| (step.weight, step.duration.0, step.pause)).collect();
+    let canary = &made.strategy;
+    let steps: Vec<_> = canary.steps().iter().map(|step| (step.weight, step.duration.0, step.pause)).collect();
     assert_eq!(steps, [5, 10, 20, 40, 50].map(|weight| (weight, 300_000, false)));
     assert_eq!((made.scale_down_delay, made.progress_deadline), (Span::seconds(600), Span::seconds(3600)));
     assert_eq!(made.deletion_policy, DeletionPolicy::Delete);
@@ -134,8 +134,8 @@ fn everything_that_can_be_given_is_taken() {
     assert_eq!((made.model.pool.as_str(), made.model.replicas, made.baseline.replicas), ("gpu", 3, 2));
     assert_eq!(made.model.settings, Settings { max_batch: 8, batch_wait: Span(10), context_length: Some(4096) });
     assert_eq!(made.route, RouteTarget::Adopt { http_route: "chat".into(), rule: Some("completions".into()) });
-    let Strategy::Canary(canary) = &made.strategy;
-    let steps: Vec<_> = canary.steps.iter().map(|step| (step.weight, step.duration.0, step.pause)).collect();
+    let canary = &made.strategy;
+    let steps: Vec<_> = canary.steps().iter().map(|step| (step.weight, step.duration.0, step.pause)).collect();
     assert_eq!(steps, [(1, 600_000, true), (50, 300_000, false)]);
     assert_eq!((made.gate.name.as_str(), made.gate.probes.config_map.as_str()), ("chat", "inline"));
     assert_eq!(made.gate.percentiles, Percentiles { body: false, p95: false, p99: true });
@@ -300,9 +300,9 @@ proptest! {
                 }
             }
             Ok(Ok(made)) => {
-                let Strategy::Canary(canary) = &made.strategy;
-                prop_assert!(canary.steps.windows(2).all(|pair| pair[0].weight < pair[1].weight));
-                prop_assert!(canary.steps.iter().all(|step| (1..=99).contains(&step.weight)));
+                let canary = &made.strategy;
+                prop_assert!(canary.steps().windows(2).all(|pair| pair[0].weight < pair[1].weight));
+                prop_assert!(canary.steps().iter().all(|step| (1..=100).contains(&step.weight)));
                 prop_assert!(made.gate.horizon() >= 1 && made.gate.min_mean.is_finite());
                 prop_assert!(made.baseline.revision.0.len() <= 63 && made.model.revision.0.len() <= 63);
             }

@@ -130,16 +130,17 @@ impl<'a> Lint<'a> {
     fn steps(&mut self, names: &BTreeMap<&Revision, u32>, ledger: &Ledger, decision: Option<&DecisionRecord>) {
         let promoted = decision.is_some_and(|d| d.verdict == Verdict::Promoted);
         let model = &self.rollout.model;
-        let Strategy::Canary(canary) = &self.rollout.strategy;
+        let steps = self.rollout.strategy.steps();
+        let blue_green = matches!(self.rollout.strategy, Strategy::BlueGreen(_));
         let new = names.get(&model.revision).copied().unwrap_or(0);
         let old = self.old_weight(&model.revision);
         let candidate = ledger.candidate.as_ref() == Some(&model.revision)
             && ledger.stable != model.revision
             && self.rollout.baseline.revision != model.revision;
         if candidate && new > old {
-            let next = canary.steps.iter().map(|s| s.weight).find(|w| *w > old);
+            let next = steps.iter().map(|s| s.weight).find(|w| *w > old);
             // A change by hand may be put back upward, to what the last write had.
-            let reverts = !self.plan.state.reverts.is_empty() && canary.steps.iter().any(|s| s.weight == new);
+            let reverts = !self.plan.state.reverts.is_empty() && steps.iter().any(|s| s.weight == new);
             let back = reverts && self.stored().is_some_and(|l| l.step > 0 && !self.latched(l));
             self.demand(next == Some(new) || back, "T4", || format!("{old} to {new} % is no step"));
             let need = (u64::from(model.replicas.max(1)) * u64::from(new)).div_ceil(100);
@@ -150,8 +151,11 @@ impl<'a> Lint<'a> {
         if promoted {
             self.demand(new == 100, "T4", || format!("promoted with {new} %"));
             self.demand(ledger.stable == model.revision, "D6", || "promoted without becoming stable".into());
+            let by_rule = decision.is_some_and(|d| d.by == "gate");
+            let first = blue_green && by_rule && old < 100;
+            self.demand(!first, "D6", || format!("promoted from {old} % without the time after the switch"));
         } else if candidate {
-            self.demand(new < 100, "T4", || "100 % without a promotion".into());
+            self.demand(new < 100 || blue_green, "T4", || "100 % without a promotion".into());
         }
     }
 

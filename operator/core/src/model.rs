@@ -133,11 +133,26 @@ impl RouteTarget {
     }
 }
 
-/// How a model is brought in. Blue-green and A/B are refused by validation until they have landed.
+/// How a model is brought in. A/B is refused by validation until it has landed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Strategy {
     /// Rising weights.
     Canary(Canary),
+    /// All traffic at once, with an instant way back.
+    BlueGreen(BlueGreen),
+}
+
+/// The one step of a blue-green rollout: the switch.
+const SWITCH: CanaryStep = CanaryStep { weight: 100, duration: Span(0), pause: false };
+
+impl Strategy {
+    /// The candidate's weights on trial, in their order: those below 100 of a canary, the switch of a blue-green rollout.
+    pub fn steps(&self) -> &[CanaryStep] {
+        match self {
+            Self::Canary(canary) => &canary.steps,
+            Self::BlueGreen(_) => std::slice::from_ref(&SWITCH),
+        }
+    }
 }
 
 /// The steps of a canary below 100 %; reaching 100 is the promotion and no step of the list.
@@ -145,6 +160,27 @@ pub enum Strategy {
 pub struct Canary {
     /// At least one step; weights rise strictly, each 1..=99.
     pub steps: Vec<CanaryStep>,
+    /// What ends a step.
+    pub pace: Pace,
+}
+
+/// What ends a step of a canary, beside the evidence that each raise needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Its duration.
+    Time,
+    /// A whole rollback block of live data at this weight, and evidence that does not lean against the candidate.
+    Evidence,
+}
+
+/// All traffic at once: the candidate is judged at weight 0, then takes all of it in one write, and stable stays whole
+/// beside it for `scale_down_delay`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlueGreen {
+    /// The switch comes by itself once everything is proven; otherwise it waits for the verb `promote`.
+    pub auto_promote: bool,
+    /// Host name under which people reach the candidate before the switch.
+    pub preview_host: Option<String>,
 }
 
 /// One step of a canary.
@@ -152,7 +188,7 @@ pub struct Canary {
 pub struct CanaryStep {
     /// Share of the traffic for the candidate, 1..=99.
     pub weight: u32,
-    /// Least time at this weight.
+    /// Least time at this weight (pace `Time`); an arm without a live request for so long is without traffic.
     pub duration: Span,
     /// Wait for the verb `promote` after the step's time.
     pub pause: bool,

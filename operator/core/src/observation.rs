@@ -25,6 +25,25 @@ pub struct Observation {
     pub decisions: Vec<String>,
     /// Our finalizer is on the custom resource.
     pub finalizer: bool,
+    /// The HTTPRoute `<rollout>-preview`.
+    pub preview: Preview,
+}
+
+/// The HTTPRoute of a blue-green preview.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Preview {
+    /// There is none.
+    #[default]
+    Missing,
+    /// It belongs to this rollout.
+    Ours {
+        /// Its host names.
+        hosts: Vec<String>,
+        /// Names of its backends.
+        backends: Vec<String>,
+    },
+    /// An object of that name belongs to somebody else.
+    Foreign,
 }
 
 /// The route and the rule that we set.

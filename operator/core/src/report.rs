@@ -76,6 +76,12 @@ pub enum Reason {
     Step,
     /// At a step whose pause waits for `promote`.
     StepPaused,
+    /// Blue-green: at weight 0 behind its preview, gathering what the switch needs.
+    Preview,
+    /// The object of the preview's name belongs to somebody else.
+    PreviewTaken,
+    /// Blue-green: serves all traffic, the old revision stays whole beside it.
+    Switched,
     /// `spec.paused` or the verb `pause`.
     Paused,
     /// Errors tripped the wire: weight 0, waiting for ready pods.

@@ -12,7 +12,7 @@ use bitnet_core::{
     plan::{DecisionRecord, Grow, Plan, ProbeJob, RouteWrite, Shrink, State, Verdict, plan},
     report::{Note, Reason},
 };
-use world::spec::{revision, rollout, serving};
+use world::spec::{blue_green, revision, rollout, serving};
 
 const NOW: Time = Time(1_000_000_000_000);
 
@@ -284,4 +284,33 @@ fn a_plan_looks_again_and_asks_those_who_are_there() {
     };
     scene().with(|s| s.plan.probe = Some(job)).breaks("L1");
     scene().with(|s| s.plan.state.verbs = vec![String::new(); 9]).breaks("L1");
+}
+
+#[test]
+fn a_switch_is_one_write_from_nothing_to_everything_and_rests_on_evidence() {
+    let again = |mut s: Scene, old: (u32, u32), new: (u32, u32)| {
+        s.route().backends = vec![backend("fp", old.0), backend("good", old.1)];
+        s.write(&[("fp", new.0), ("good", new.1)], |l| l.step = 1);
+        s
+    };
+    let fresh = || {
+        let mut s = scene();
+        s.rollout.strategy = blue_green(true, None);
+        s.ledger().step = 0;
+        s
+    };
+    // A share of the traffic is no switch.
+    again(fresh(), (100, 0), (50, 50)).breaks("T4");
+    // The switch by rule needs the evidence of a promotion.
+    again(fresh(), (100, 0), (0, 100)).breaks("D2");
+    // A promotion by rule from weight 0 would skip the time beside the old revision; a person may ask for it.
+    let promoted = |by: &str, old: u32| {
+        let mut s = again(fresh(), (100 - old, old), (0, 100));
+        s.write(&[("good", 100), ("fp", 0)], |l| l.stable = revision("good"));
+        s.decide(Verdict::Promoted, by);
+        s
+    };
+    promoted("gate", 0).breaks("D6");
+    promoted("ada", 0).holds();
+    promoted("gate", 100).holds();
 }

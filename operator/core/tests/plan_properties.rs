@@ -7,16 +7,16 @@ mod world;
 use bitnet_core::{
     Span, Time,
     check::check,
-    model::{Canary, DeletionPolicy, RouteTarget, Strategy},
+    model::{DeletionPolicy, RouteTarget},
     observation::{Verb, VerbRequest},
     plan::{Plan, State, plan},
-    report::Phase,
+    report::{Phase, Reason},
 };
 use proptest::{prelude::*, strategy::Strategy as Draw, test_runner::FileFailurePersistence};
 use world::{
     Behaviour, Rng, World,
     garbage::{Garbage, NAMES, VERBS},
-    spec::{revision, rollout, serving, steps},
+    spec::{blue_green, by_evidence, canary, revision, rollout, serving},
 };
 
 /// Something that happens to a rollout.
@@ -26,7 +26,7 @@ enum Happening {
     Model(usize),
     Baseline(usize),
     Replicas(u32),
-    Steps(bool),
+    Strategy(usize),
     Paused(bool),
     Verb(usize, bool),
     Kill(usize),
@@ -41,13 +41,26 @@ enum Happening {
     Delete,
 }
 
+/// Strategies that a rollout is given, also in the middle of another.
+const STRATEGIES: usize = 5;
+
+fn strategy(n: usize) -> bitnet_core::model::Strategy {
+    match n {
+        0 => canary("1:5,5:10,20:10,50:10"),
+        1 => canary("10:10,50:10"),
+        2 => by_evidence("5:20,20:20,50:20"),
+        3 => blue_green(true, Some("preview.example")),
+        _ => blue_green(false, None),
+    }
+}
+
 fn happening() -> impl Draw<Value = Happening> {
     prop_oneof![
         8 => (1u16..40).prop_map(Happening::Run),
         3 => (0usize..5).prop_map(Happening::Model),
         1 => (0usize..2).prop_map(Happening::Baseline),
         1 => (1u32..5).prop_map(Happening::Replicas),
-        1 => any::<bool>().prop_map(Happening::Steps),
+        2 => (0usize..STRATEGIES).prop_map(Happening::Strategy),
         1 => any::<bool>().prop_map(Happening::Paused),
         3 => (0usize..7, any::<bool>()).prop_map(|(v, stale)| Happening::Verb(v, stale)),
         2 => (0usize..5).prop_map(Happening::Kill),
@@ -105,10 +118,7 @@ fn happen(world: &mut World, what: &Happening, id: usize) {
         }
         Happening::Baseline(i) => world.rollout.baseline = serving(NAMES[*i], "fp16", 3),
         Happening::Replicas(n) => world.rollout.model.replicas = *n,
-        Happening::Steps(long) => {
-            let list = if *long { "1:5,5:10,20:10,50:10" } else { "10:10,50:10" };
-            world.rollout.strategy = Strategy::Canary(Canary { steps: steps(list) });
-        }
+        Happening::Strategy(n) => world.rollout.strategy = strategy(*n),
         Happening::Paused(on) => world.rollout.paused = *on,
         Happening::Verb(v, stale) => {
             let ledger = world.route.as_ref().and_then(|r| r.ledger.as_ref());
@@ -166,6 +176,17 @@ fn heal(world: &mut World) {
     }
 }
 
+fn promote(world: &mut World, i: u32) {
+    let ledger = world.route.as_ref().and_then(|r| r.ledger.clone()).expect("a ledger");
+    world.verbs.push(VerbRequest {
+        verb: Verb::Promote,
+        id: format!("go-{i}"),
+        revision: ledger.candidate.unwrap_or_default().0,
+        attempt: ledger.attempt,
+        by: "ada".into(),
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 200, failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/plan_properties.seeds"))), ..ProptestConfig::default() })]
 
@@ -177,9 +198,11 @@ proptest! {
         history in prop::collection::vec(happening(), 1..25),
         own in any::<bool>(),
         orphan in any::<bool>(),
+        first in 0usize..STRATEGIES,
         seed in any::<u64>(),
     ) {
         let mut world = start(own, seed);
+        world.rollout.strategy = strategy(first);
         if orphan {
             world.rollout.deletion_policy = DeletionPolicy::Orphan;
         }
@@ -192,7 +215,16 @@ proptest! {
         }
         heal(&mut world);
         let until = world.now + Span::seconds(1500);
-        let last = run(&mut world, until);
+        let mut last = run(&mut world, until);
+        // A switch that waits for a person is no end: somebody says `promote`, after each trip again.
+        for i in 0..3 {
+            if last.report.headline.reason != Reason::StepPaused {
+                break;
+            }
+            promote(&mut world, i);
+            let until = world.now + Span::seconds(700);
+            last = run(&mut world, until);
+        }
         if world.rollout.deleting {
             prop_assert!(world.gone, "the finalizer stays: {:#?}", last.report);
             return Ok(());
@@ -220,10 +252,11 @@ proptest! {
 
     /// A rollout with an operator that crashes again and again, after each effect in turn: the same end as without.
     #[test]
-    fn crashes_do_not_change_the_end(model in 2usize..5, every in 2usize..7, seed in any::<u64>()) {
+    fn crashes_do_not_change_the_end(model in 2usize..5, how in 0usize..STRATEGIES - 1, every in 2usize..7, seed in any::<u64>()) {
         let end = |crashing: bool| {
             let mut world = start(false, seed);
             world.rollout.model = serving(NAMES[model], "ternary", 3);
+            world.rollout.strategy = strategy(how);
             let until = world.now + Span::seconds(500);
             let mut n = 0usize;
             while world.now < until {

@@ -5,6 +5,7 @@
 //! given replicas=2 steps=5:20,10:20 traffic=20 route=own …   the rollout, before it starts
 //! worker NAME cosine=.8 tail=.2 errors=.5 ready=60 …         what the pods of a revision do
 //! model NAME · baseline NAME · replicas N · steps …          edits of the spec
+//! evidence-steps … · bluegreen [auto|manual] [host=NAME]      the same: pace by evidence, another strategy
 //! set deadline=60 min-samples=100 …                          edits of the gate
 //! pause on|off · delete · verb VERB [BY] [stale]
 //! kill NAME · down NAME · up NAME · hand NAME=W NAME=W       things that happen
@@ -15,7 +16,7 @@
 //! expect FIELD=VALUE …                                       facts
 //! ```
 //! Fields: `phase`, `reason`, `weight.NAME`, `most.NAME`, `pods.NAME`, `writes`, `patches`, `stable`, `attempt`, `gone`,
-//! `decisions`, `ticks`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
+//! `decisions`, `ticks`, `preview`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
 
 #![allow(clippy::unwrap_used, reason = "a script that cannot be read fails its test")]
 
@@ -24,15 +25,15 @@ mod world;
 use bitnet_core::{
     Span, Time,
     evidence::{OnInconclusive, OnNoTraffic},
-    model::{Canary, DeletionPolicy, Revision, RouteTarget, Strategy},
-    observation::{Verb, VerbRequest},
-    plan::{Plan, RouteWrite, Shrink},
+    model::{DeletionPolicy, Revision, RouteTarget},
+    observation::{Preview, Verb, VerbRequest},
+    plan::{Plan, PreviewWrite, RouteWrite, Shrink},
     report::Reason,
 };
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use world::{
     World,
-    spec::{revision, rollout, serving, short, steps},
+    spec::{blue_green, by_evidence, canary, revision, rollout, serving, short},
 };
 
 /// Fields that later specs take over, by revision name.
@@ -98,6 +99,13 @@ impl Runner {
             Some(other) => self.say(&format!("  route {other:?}")),
             None => {}
         }
+        match &plan.preview {
+            Some(PreviewWrite::Create { host, revision }) => {
+                self.say(&format!("  preview {host} to {}", short(&revision.0)));
+            }
+            Some(PreviewWrite::Delete) => self.say("  preview away"),
+            None => {}
+        }
         if let Some(record) = &plan.record {
             self.say(&format!("  record {}", record.verdict.name()));
         }
@@ -124,7 +132,7 @@ impl Runner {
         }
         let report = &plan.report;
         let mut now = format!("{} {:?}", report.phase.name(), report.headline.reason);
-        if !matches!(report.headline.reason, Reason::Preflight | Reason::Step) {
+        if !matches!(report.headline.reason, Reason::Preflight | Reason::Step | Reason::Preview) {
             write!(now, ": {}: {}", self.names(&report.headline.object), self.names(&report.headline.message)).unwrap();
         }
         for note in report.notes.iter().filter(|n| n.reason != Reason::FewPods) {
@@ -171,6 +179,11 @@ impl Runner {
             ("patches", _) => self.world.patches.to_string(),
             ("stable", _) => ledger.map_or("none".into(), |l| short(&l.stable.0).to_owned()),
             ("attempt", _) => ledger.map_or("none".into(), |l| l.attempt.to_string()),
+            ("preview", _) => match &self.world.preview {
+                Preview::Ours { backends, .. } => backends.iter().map(|b| short(b)).collect(),
+                Preview::Missing => "none".into(),
+                Preview::Foreign => "foreign".into(),
+            },
             ("gone", _) => self.world.gone.to_string(),
             ("decisions", _) => self.world.decisions.len().to_string(),
             ("ticks", _) => self.world.state().attempt.map_or(0, |a| a.tick).to_string(),
@@ -196,7 +209,13 @@ impl Runner {
             "worker" => self.worker(rest[0], &rest[1..]),
             "model" | "baseline" => self.spec(command == "model", rest[0]),
             "replicas" => self.world.rollout.model.replicas = rest[0].parse().unwrap(),
-            "steps" => self.world.rollout.strategy = Strategy::Canary(Canary { steps: steps(rest[0]) }),
+            "steps" => self.world.rollout.strategy = canary(rest[0]),
+            "evidence-steps" => self.world.rollout.strategy = by_evidence(rest[0]),
+            "bluegreen" => {
+                let host = rest.iter().find_map(|w| w.strip_prefix("host="));
+                self.world.rollout.strategy = blue_green(!rest.contains(&"manual"), host);
+            }
+            "preview" => self.world.preview = if rest[0] == "foreign" { Preview::Foreign } else { Preview::Missing },
             "pause" => self.world.rollout.paused = rest[0] == "on",
             "delete" => self.world.rollout.deleting = true,
             "verb" => self.verb(rest),
@@ -257,7 +276,7 @@ impl Runner {
                 rollout.baseline.replicas = value.parse().unwrap();
                 rollout.model.replicas = value.parse().unwrap();
             }
-            "steps" => rollout.strategy = Strategy::Canary(Canary { steps: steps(value) }),
+            "steps" => rollout.strategy = canary(value),
             "traffic" => self.world.traffic = value.parse().unwrap(),
             "route" if value == "own" => {
                 rollout.route = RouteTarget::Own { gateway: "gw".into(), hostnames: Vec::new() };

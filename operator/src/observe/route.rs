@@ -4,7 +4,7 @@ use crate::render::{Compact, labels::MANAGED_BY};
 use bitnet_api::keys::{label, route as key};
 use bitnet_core::{
     model::{LatchKey, Revision, Rollout, RouteTarget},
-    observation::{Backend, Ledger, Route, RouteState},
+    observation::{Backend, Ledger, Preview, Route, RouteState},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
@@ -75,6 +75,11 @@ impl RouteView {
     /// Backends of our rule, raw.
     pub fn backend_refs(&self) -> Option<&Value> {
         self.rule()?.get("backendRefs")
+    }
+
+    /// Its parents, raw.
+    pub fn parents(&self) -> Option<&Value> {
+        self.object.as_ref()?.data.get("spec")?.get("parentRefs")
     }
 
     /// Weights by backend, as they are stored; a missing weight is 1.
@@ -153,6 +158,24 @@ pub(super) fn read(rollout: &Rollout, object: Option<DynamicObject>, rivals: &[R
         originals_ready: None,
     };
     (RouteState::Found(route), view)
+}
+
+/// The preview route as core sees it.
+pub(super) fn preview(rollout: &Rollout, object: Option<&DynamicObject>) -> Preview {
+    let Some(object) = object else { return Preview::Missing };
+    let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
+    if !owners.iter().any(|owner| owner.uid == rollout.uid) {
+        return Preview::Foreign;
+    }
+    let spec = &object.data["spec"];
+    let texts = |list: &Value, of: fn(&Value) -> &Value| -> Vec<String> {
+        let all = list.as_array().map(Vec::as_slice).unwrap_or_default();
+        all.iter().map(|item| of(item).as_str().unwrap_or_default().to_owned()).collect()
+    };
+    Preview::Ours {
+        hosts: texts(&spec["hostnames"], |host| host),
+        backends: texts(&spec["rules"][0]["backendRefs"], |backend| &backend["name"]),
+    }
 }
 
 /// The route was created by this rollout, or by one of its name that was let go: then nobody owns it.

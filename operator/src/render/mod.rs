@@ -8,6 +8,7 @@ mod deployment;
 pub(crate) mod event;
 mod http_route;
 pub mod labels;
+mod preview;
 mod service;
 pub mod status;
 
@@ -95,6 +96,8 @@ pub struct Objects<Stage> {
     pub grow: Vec<Write>,
     /// The one write of the route.
     pub shift: Option<Write>,
+    /// Create or delete the preview route.
+    pub preview: Option<Write>,
     /// Create the record of the stored verdict, drop the oldest.
     pub record: Vec<Write>,
     /// Take down what has no traffic any more.
@@ -109,8 +112,8 @@ pub struct Objects<Stage> {
 impl<Stage> Objects<Stage> {
     /// The same requests at another stage; only `apply` may say that they were sent.
     pub(crate) fn at<Other>(self) -> Objects<Other> {
-        let Self { finalizer, grow, shift, record, shrink, release, verdict, stage: _ } = self;
-        Objects { finalizer, grow, shift, record, shrink, release, verdict, stage: PhantomData }
+        let Self { finalizer, grow, shift, preview, record, shrink, release, verdict, stage: _ } = self;
+        Objects { finalizer, grow, shift, preview, record, shrink, release, verdict, stage: PhantomData }
     }
 }
 
@@ -125,6 +128,7 @@ pub fn render(config: &Config, rollout: &Rollout, world: &World, plan: &Plan) ->
         finalizer: (plan.finalizer && !world.observation.finalizer).then(|| finalizer(rollout, world, true)),
         grow: plan.grow.iter().flat_map(|grow| grow_writes(config, rollout, world, grow, &owner)).collect(),
         shift: plan.shift.as_ref().map(|shift| http_route::render(rollout, world, shift, &owner)),
+        preview: plan.preview.as_ref().and_then(|write| preview::render(rollout, world, write, &owner)),
         record: plan
             .record
             .iter()
@@ -224,7 +228,7 @@ fn shrink_writes(rollout: &Rollout, world: &World, shrink: &Shrink) -> Vec<Write
     }
 }
 
-fn create(kind: Kind, name: &str, object: &impl serde::Serialize) -> Write {
+pub(super) fn create(kind: Kind, name: &str, object: &impl serde::Serialize) -> Write {
     // Plain structs with text keys always serialise; a null would be refused by the API server by name.
     let object = serde_json::to_value(object).unwrap_or_default();
     Write { kind, name: name.to_owned(), action: Action::Create(Box::new(object)) }
@@ -236,7 +240,7 @@ fn scale(revision: &Revision, meta: &ObjectMeta, replicas: u32) -> Write {
     Write { kind: Kind::Deployment, name: revision.0.clone(), action: Action::Patch(operations.patch()) }
 }
 
-fn delete(kind: Kind, meta: &ObjectMeta) -> Write {
+pub(super) fn delete(kind: Kind, meta: &ObjectMeta) -> Write {
     let (uid, resource_version) = (meta.uid.clone(), meta.resource_version.clone());
     Write {
         kind,

@@ -12,7 +12,7 @@ use bitnet_api::{
 use bitnet_core::{
     Time,
     evidence::{Assessment, Finding, Signal, SignalKind, SignalState},
-    model::{Revision, Rollout, Source, Strategy},
+    model::{Revision, Rollout, Source},
     observation::{Ledger, Pod, RouteState, VerbRequest},
     plan::Plan,
     report::{Phase, Reason},
@@ -162,8 +162,7 @@ fn source(source: &Source) -> String {
 }
 
 fn step(facts: &Facts<'_>, ledger: &Ledger) -> StepStatus {
-    let Strategy::Canary(canary) = &facts.rollout.strategy;
-    let of = canary.steps.len() as u32;
+    let of = facts.rollout.strategy.steps().len() as u32;
     let index = ledger.step.min(of);
     let candidate = ledger.candidate.as_ref();
     let weight = candidate.and_then(|revision| facts.route.weights().get(&revision.0).copied()).unwrap_or(0);

@@ -30,7 +30,7 @@ pub use {
     rollout_decision::*,
     rollout_status::*,
     route::RouteSpec,
-    strategy::{CanarySpec, Pace, PauseSpec, StepSpec, StrategySpec},
+    strategy::{BlueGreenSpec, CanarySpec, Pace, PauseSpec, StepSpec, StrategySpec},
 };
 
 /// API group of all custom resources.

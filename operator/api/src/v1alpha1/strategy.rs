@@ -9,20 +9,37 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(given, given).size() == 1")
         .message("exactly one of canary, blueGreen and abTest must be given"),
-    validation = Rule::new("!has(self.blueGreen)").message("blueGreen has not landed yet; use canary").field_path(".blueGreen"),
-    validation = Rule::new("!has(self.abTest)").message("abTest has not landed yet; use canary").field_path(".abTest"),
+    validation = Rule::new("!has(self.abTest)").message("abTest has not landed yet; use canary or blueGreen").field_path(".abTest"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct StrategySpec {
     /// Rising shares of the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<CanarySpec>,
-    /// All traffic at once (has not landed).
+    /// All traffic at once, after everything was proven without users; the old model stays whole for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blue_green: Option<Later>,
+    pub blue_green: Option<BlueGreenSpec>,
     /// A fixed share of the users for a fixed time (has not landed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ab_test: Option<Later>,
+}
+
+/// All traffic at once. The candidate is compared at weight 0 until quality and paired latency are proven, then it takes
+/// everything in one write; the old model stays whole for `scaleDownDelay`, ready to take it back.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlueGreenSpec {
+    /// Switch as soon as everything is proven; otherwise the switch waits for the verb `promote`. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_promote: Option<bool>,
+    /// Host name under which the candidate can be reached before the switch, by an HTTPRoute `<rollout>-preview` with the
+    /// parents of the managed route. Default: no preview.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_host: Option<String>,
 }
 
 /// Rising shares of the traffic: made from three numbers, or listed.
@@ -38,8 +55,10 @@ pub struct StrategySpec {
         .message("weights must rise from step to step").field_path(".steps"),
     validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.weight)).all(s, self.steps.filter(t, has(t.weight) && t.weight == s.weight).size() == 1)")
         .message("weights must rise strictly: each weight appears once").field_path(".steps"),
-    validation = Rule::new("!has(self.pace) || self.pace == 'time'")
-        .message("pace: evidence has not landed yet; use time").field_path(".pace"),
+    validation = Rule::new("!has(self.pace) || self.pace == 'time' || !has(self.stepDuration)")
+        .message("stepDuration sets the pace by time: leave it out with pace: evidence").field_path(".stepDuration"),
+    validation = Rule::new("!has(self.pace) || self.pace == 'time' || !has(self.steps) || self.steps.all(s, !has(s.duration))")
+        .message("duration sets the pace by time: leave it out with pace: evidence").field_path(".steps"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CanarySpec {
@@ -54,7 +73,8 @@ pub struct CanarySpec {
     /// Least time at each share, at most 168h. Default 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_duration: Option<Duration>,
-    /// What ends a step: its time, or the evidence (has not landed). Default: time.
+    /// What ends a step: its time, or the evidence (as soon as a block of live data is in and nothing leans against the
+    /// candidate). Default: time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pace: Option<Pace>,
     /// The steps one by one; the raise to 100 follows the last one and is not in the list.
@@ -70,7 +90,7 @@ pub enum Pace {
     /// Its time.
     #[default]
     Time,
-    /// The evidence (has not landed).
+    /// The evidence.
     Evidence,
 }
 

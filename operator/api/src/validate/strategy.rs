@@ -1,8 +1,8 @@
-use super::{HOUR, Refusal, integer, span};
-use crate::v1alpha1::{CanarySpec, Pace, StepSpec, StrategySpec};
+use super::{HOUR, Refusal, integer, is_dns_label, span};
+use crate::v1alpha1::{self, BlueGreenSpec, CanarySpec, StepSpec, StrategySpec};
 use bitnet_core::{
     Span,
-    model::{Canary, CanaryStep, Strategy},
+    model::{BlueGreen, Canary, CanaryStep, Pace, Strategy},
 };
 
 /// First share of a canary in percent.
@@ -16,21 +16,44 @@ const LAST_WEIGHT: u32 = 50;
 
 pub(super) fn strategy(strategy: Option<&StrategySpec>) -> Result<Strategy, Refusal> {
     let Some(strategy) = strategy else { return canary(&CanarySpec::default()).map(Strategy::Canary) };
-    if strategy.blue_green.is_some() {
-        return Err(Refusal::not_landed("spec.strategy.blueGreen", "use canary"));
-    }
     if strategy.ab_test.is_some() {
-        return Err(Refusal::not_landed("spec.strategy.abTest", "use canary"));
+        return Err(Refusal::not_landed("spec.strategy.abTest", "use canary or blueGreen"));
     }
-    match &strategy.canary {
-        Some(spec) => canary(spec).map(Strategy::Canary),
-        None => Err(Refusal::invalid("spec.strategy", "a rollout has exactly one strategy", "write `canary: {}`")),
+    match (&strategy.canary, &strategy.blue_green) {
+        (Some(spec), None) => canary(spec).map(Strategy::Canary),
+        (None, Some(spec)) => blue_green(spec).map(Strategy::BlueGreen),
+        _ => Err(Refusal::invalid("spec.strategy", "a rollout has exactly one strategy", "write `canary: {}`")),
     }
 }
 
+fn blue_green(spec: &BlueGreenSpec) -> Result<BlueGreen, Refusal> {
+    if let Some(host) = &spec.preview_host
+        && (host.len() > 253 || !host.split('.').all(is_dns_label))
+    {
+        return Err(Refusal::invalid(
+            "spec.strategy.blueGreen.previewHost",
+            "it is one host name",
+            "write a lower-case DNS name of at most 253 characters, without a wildcard",
+        ));
+    }
+    Ok(BlueGreen { auto_promote: spec.auto_promote.unwrap_or(true), preview_host: spec.preview_host.clone() })
+}
+
 fn canary(spec: &CanarySpec) -> Result<Canary, Refusal> {
-    if spec.pace == Some(Pace::Evidence) {
-        return Err(Refusal::not_landed("spec.strategy.canary.pace", "use time"));
+    let pace = match spec.pace {
+        None | Some(v1alpha1::Pace::Time) => Pace::Time,
+        Some(v1alpha1::Pace::Evidence) => Pace::Evidence,
+    };
+    let by_time = [
+        ("spec.strategy.canary.stepDuration", spec.step_duration.is_some()),
+        ("spec.strategy.canary.steps", spec.steps.iter().flatten().any(|step| step.duration.is_some())),
+    ];
+    if let Some((field, _)) = by_time.into_iter().find(|(_, given)| *given && pace == Pace::Evidence) {
+        return Err(Refusal::invalid(
+            field,
+            "a duration sets the pace by time",
+            "leave it out with pace: evidence, or use pace: time",
+        ));
     }
     let made = spec.initial_weight.is_some() || spec.factor.is_some() || spec.step_duration.is_some();
     let steps = match &spec.steps {
@@ -44,7 +67,7 @@ fn canary(spec: &CanarySpec) -> Result<Canary, Refusal> {
         Some(steps) => listed(steps)?,
         None => doubling(spec)?,
     };
-    Ok(Canary { steps })
+    Ok(Canary { steps, pace })
 }
 
 /// 5, 10, 20, 40, 50: each share a multiple of the one before, the last one equal load.
@@ -150,6 +173,29 @@ mod tests {
         assert_eq!(weights(&of(50, 2)), [50]);
         assert_eq!(weights(&of(25, 2)), [25, 50]);
         assert_eq!(weights(&of(1, 50)), [1, 50]);
+    }
+
+    #[test]
+    fn evidence_sets_the_pace_alone() {
+        let spec = CanarySpec { pace: Some(v1alpha1::Pace::Evidence), ..CanarySpec::default() };
+        let made = canary(&spec).unwrap();
+        assert_eq!((made.pace, made.steps.len()), (Pace::Evidence, 5));
+        let timed = CanarySpec { step_duration: Some("1m".into()), ..spec.clone() };
+        assert_eq!(canary(&timed).unwrap_err().field, "spec.strategy.canary.stepDuration");
+        let step = StepSpec { weight: Some(5), duration: Some("1m".into()), ..StepSpec::default() };
+        let listed = CanarySpec { steps: Some(vec![step]), ..spec };
+        assert_eq!(canary(&listed).unwrap_err().field, "spec.strategy.canary.steps");
+    }
+
+    #[test]
+    fn a_switch_comes_by_itself_unless_it_is_asked_to_wait() {
+        let made = blue_green(&BlueGreenSpec::default()).unwrap();
+        assert_eq!(made, BlueGreen { auto_promote: true, preview_host: None });
+        let host = |host: &str| BlueGreenSpec { auto_promote: Some(false), preview_host: Some(host.into()) };
+        assert!(!blue_green(&host("preview.example")).unwrap().auto_promote);
+        for bad in ["*.example", "Preview.example", "a..b", ""] {
+            assert_eq!(blue_green(&host(bad)).unwrap_err().field, "spec.strategy.blueGreen.previewHost", "{bad}");
+        }
     }
 
     #[test]

@@ -220,26 +220,7 @@ impl Evidence {
 
     /// What promotion waits for; empty: nothing (but the dwell time, which the caller knows).
     fn missing(&self, gate: &Gate, rules: &Rules, signals: &[Signal], parts: &[Part]) -> Vec<String> {
-        let mut missing = Vec::new();
-        if !self.preflight.done {
-            missing.push(format!(
-                "preflight: {} of {} prompts compared before the first live request",
-                self.preflight.prompts, gate.preflight
-            ));
-        }
-        for (signal, unit) in signals.iter().zip(["prompts", "prompts", "", ""]) {
-            let (proven, name) = match signal.kind {
-                SignalKind::Cosine => (self.quality.mean.proven(), "cosine mean"),
-                SignalKind::CosineTail => (self.quality.tail.proven(), "cosine tail"),
-                SignalKind::Latency | SignalKind::Errors => continue,
-            };
-            if !proven {
-                missing.push(format!("{name}: {}", progress(signal, signal.ln_promote, rules, unit)));
-            }
-        }
-        if self.quality.prompts < gate.min_samples {
-            missing.push(format!("samples: {} of {} prompts", self.quality.prompts, gate.min_samples));
-        }
+        let mut missing = self.missing_quality(gate, rules, signals);
         if self.history.rate.is_none() {
             missing.push(format!(
                 "history: {} of {REQUESTS} requests of stable, live tests start after that",
@@ -261,6 +242,48 @@ impl Evidence {
             missing.push("no live request of both arms at this weight yet".into());
         }
         missing
+    }
+
+    /// What of it rests on prompts alone.
+    fn missing_quality(&self, gate: &Gate, rules: &Rules, signals: &[Signal]) -> Vec<String> {
+        let mut missing = Vec::new();
+        if !self.preflight.done {
+            missing.push(format!(
+                "preflight: {} of {} prompts compared before the first live request",
+                self.preflight.prompts, gate.preflight
+            ));
+        }
+        for (signal, unit) in signals.iter().zip(["prompts", "prompts", "", ""]) {
+            let (proven, name) = match signal.kind {
+                SignalKind::Cosine => (self.quality.mean.proven(), "cosine mean"),
+                SignalKind::CosineTail => (self.quality.tail.proven(), "cosine tail"),
+                SignalKind::Latency | SignalKind::Errors => continue,
+            };
+            if !proven {
+                missing.push(format!("{name}: {}", progress(signal, signal.ln_promote, rules, unit)));
+            }
+        }
+        if self.quality.prompts < gate.min_samples {
+            missing.push(format!("samples: {} of {} prompts", self.quality.prompts, gate.min_samples));
+        }
+        missing
+    }
+
+    /// The assessment of a switch at weight 0: quality, paired latency and the number of prompts.
+    pub(super) fn without_live(&self, gate: &Gate, rules: &Rules, assessment: Assessment) -> Assessment {
+        let paired = PAIRED.into_iter().zip(&self.paired.claims);
+        let parts: Vec<Part> = paired.map(|(name, claim)| Part { name, claim, live: false }).collect();
+        let mut missing = self.missing_quality(gate, rules, &assessment.signals);
+        if let Some(latency) = assessment.signals.iter().find(|s| s.kind == SignalKind::Latency) {
+            self.missing_latency(rules, latency, &parts, &mut missing);
+        }
+        let finding = match assessment.finding {
+            against @ (Finding::RollBack { .. } | Finding::Tripwire { .. }) => against,
+            _ if missing.is_empty() => Finding::Promote,
+            _ if self.ticks >= gate.horizon() => Finding::Inconclusive,
+            _ => Finding::Continue,
+        };
+        Assessment { finding, missing, ..assessment }
     }
 
     fn missing_latency(&self, rules: &Rules, signal: &Signal, parts: &[Part], missing: &mut Vec<String>) {

@@ -139,6 +139,12 @@ impl Evidence {
         self.assess(gate, &rules, &self.ln_rollback(&rules), None)
     }
 
+    /// The same assessment, of a candidate that takes all traffic at once from weight 0: nothing is asked of live
+    /// requests, which it has had none of.
+    pub fn for_switch(&self, gate: &Gate, assessment: Assessment) -> Assessment {
+        self.without_live(gate, &Rules::of(gate), assessment)
+    }
+
     /// The pairs' generations, where they stand in for requests: an arm is without traffic and the gate says so.
     fn stand_in(&mut self, gate: &Gate, tick: &Tick, generations: Counts) -> Option<Counts> {
         let at_weight = tick.weight.is_some_and(|w| (1..100).contains(&w));

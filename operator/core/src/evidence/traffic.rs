@@ -98,7 +98,7 @@ impl Traffic {
         if let Some((candidate, _)) = live {
             self.exposed = self.exposed.saturating_add(candidate.requests);
         }
-        if !tick.weight.is_some_and(|w| (1..100).contains(&w)) {
+        if !tick.weight.is_some_and(|w| (1..=100).contains(&w)) {
             return;
         }
         if let Some((candidate, stable)) = live {

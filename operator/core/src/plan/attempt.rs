@@ -1,7 +1,7 @@
 //! The running attempt: its ticks, its comparisons, its evidence.
 
 use super::{
-    Attempt, ProbeJob,
+    Attempt, ProbeJob, blue_green, canary,
     draft::{Draft, note, shortened},
     tick_due,
     verdict::scrambled,
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Span, Time,
-    evidence::{Evidence, Gate, Probes, Tick, codec::Fnv},
+    evidence::{Assessment, Evidence, Gate, Probes, Tick, codec::Fnv},
     model::Revision,
     observation::{Comparable, ProbeOutcome, Sample},
     report::{Phase, Reason},
@@ -54,7 +54,8 @@ pub(super) fn keep(d: &mut Draft<'_>) {
     if d.plan.assessment.is_none()
         && let Some(evidence) = &attempt.evidence
     {
-        d.plan.assessment = Some(evidence.summary(&effective(gate, attempt.reconfigurations)));
+        let gate = effective(gate, attempt.reconfigurations);
+        d.plan.assessment = Some(asked(&d.view, evidence, &gate, evidence.summary(&gate)));
     }
 }
 
@@ -69,6 +70,8 @@ impl Attempt {
             last_tick,
             excused: 0,
             step_since: None,
+            step_ticks: 0,
+            last_requests: 0,
             unwatched: Span(0),
             step_released: false,
             trips: 0,
@@ -141,12 +144,19 @@ fn take_tick(d: &mut Draft<'_>) {
         attempt.unwatched = Span(attempt.unwatched.0.saturating_add(late.0 - interval.0));
     }
     attempt.last_tick = if late.0 < interval.0.saturating_mul(2) { attempt.last_tick + interval } else { now };
-    excuse(d, &mut attempt);
     let tick = tick(d, &attempt, &sample, probes);
     let gate = effective(&rollout.gate, attempt.reconfigurations);
     let evidence = attempt.evidence.get_or_insert_with(|| Evidence::new(&gate));
-    d.plan.assessment = Some(evidence.step(&gate, &tick));
+    let assessment = evidence.step(&gate, &tick);
+    d.plan.assessment = Some(asked(&d.view, evidence, &gate, assessment));
     d.ticked = true;
+    if let Some((candidate, _, _)) = &tick.live {
+        attempt.last_requests = u32::try_from(candidate.requests).unwrap_or(u32::MAX);
+        if tick.weight.is_some_and(|w| w > 0) {
+            attempt.step_ticks = attempt.step_ticks.saturating_add(1);
+        }
+    }
+    excuse(d, &mut attempt);
     attempt.ready_ticks = if tick.ready_candidate > 0 { attempt.ready_ticks.saturating_add(1) } else { 0 };
     if attempt.tripped && attempt.ready_ticks >= READY_TICKS {
         attempt.tripped = false;
@@ -156,14 +166,19 @@ fn take_tick(d: &mut Draft<'_>) {
     d.state().attempt = Some(attempt);
 }
 
-/// Pauses do not use up the gate's deadline.
+/// What the strategy asks of a promotion: a switch at weight 0 has no live requests to ask anything of.
+fn asked(view: &View<'_>, evidence: &Evidence, gate: &Gate, assessment: Assessment) -> Assessment {
+    if view.blue_green().is_some() { evidence.for_switch(gate, assessment) } else { assessment }
+}
+
+/// Pauses do not use up the gate's deadline, nor does the watch after a switch.
 fn excuse(d: &Draft<'_>, attempt: &mut Attempt) {
     let step = d.view.step_at(d.trial_weight());
     let at_pause = step
         .checked_sub(1)
-        .and_then(|i| d.view.canary().steps.get(i))
+        .and_then(|i| d.view.steps().get(i))
         .is_some_and(|s| s.pause && !attempt.step_released && d.watched_for().is_some_and(|on| on >= s.duration));
-    if d.paused() || at_pause {
+    if d.paused() || at_pause || blue_green::needs_no_deadline(d, attempt) {
         attempt.excused = attempt.excused.saturating_add(1);
     }
 }
@@ -241,7 +256,7 @@ fn counted(attempt: &mut Attempt, gate: &Gate, probes: &Probes) -> bool {
 
 fn tick(d: &Draft<'_>, attempt: &Attempt, sample: &Sample, probes: Option<Probes>) -> Tick {
     let (view, gate) = (&d.view, &d.view.rollout.gate);
-    let steps = &view.canary().steps;
+    let steps = view.steps();
     let weight = d.trial_weight();
     let index = view.step_at(weight);
     let at = if sample.at == Time::default() { view.now } else { sample.at.min(view.now) };
@@ -252,7 +267,7 @@ fn tick(d: &Draft<'_>, attempt: &Attempt, sample: &Sample, probes: Option<Probes
         && d.confirmed()
         && d.plan.state.confirmed_at.is_some_and(|t| t <= began)
         && view.weight(&stable) == 100 - weight.min(100);
-    let dwell = |i: usize| steps.get(i).map_or(Span(0), |s| s.duration);
+    let dwell = |i: usize| steps.get(i).map_or(Span(0), |s| canary::least_time(view, s));
     let here = index.saturating_sub(1);
     let elapsed = d.confirmed_for().unwrap_or(Span(0));
     let mut until_last = if index == 0 { 0 } else { (dwell(here).0 - elapsed.0).max(0) };
@@ -268,7 +283,7 @@ fn tick(d: &Draft<'_>, attempt: &Attempt, sample: &Sample, probes: Option<Probes
         last_step: index >= steps.len() && weight > 0,
         until_last_step: Span(if index >= steps.len() { 0 } else { until_last }),
         last_weight: steps.last().map_or(0, |s| s.weight),
-        step_duration: dwell(here),
+        step_duration: steps.get(here).map_or(Span(0), |s| s.duration),
         ready_candidate: pods.len() as u32,
         ready_stable: view.ready_pods(&stable).len() as u32,
         live: sample.live.as_ref().map(|l| (l.candidate.clone(), l.stable.clone(), l.seconds)),

@@ -4,17 +4,20 @@ use super::{
     draft::{Draft, Waiting, note, since},
     route,
     verdict::{self, BY_DEADLINE, BY_GATE, Fall},
-    view::Standing,
+    view::{Standing, View},
 };
 use crate::{
     Span,
     evidence::{Finding, OnInconclusive, OnNoTraffic},
-    model::{CanaryStep, Revision},
+    model::{CanaryStep, Pace, Revision, Strategy},
     report::{Phase, Reason},
 };
 
+/// Shortest block of the rollback tests (docs/verdict.md): with less, a raise would rest on nothing.
+const BLOCK: Span = Span::seconds(10);
+
 /// What keeps the candidate at its weight.
-enum Block {
+pub(super) enum Block {
     /// Said elsewhere, or nothing to say.
     Quiet,
     /// Phase, reason, words.
@@ -23,7 +26,7 @@ enum Block {
 
 /// Rule: everything was proven at the last step.
 pub(super) fn promote(d: &mut Draft<'_>) -> bool {
-    let steps = d.view.canary().steps.as_slice();
+    let steps = d.view.steps();
     let at_last = d.trial_weight() > 0 && d.view.step_at(d.trial_weight()) >= steps.len();
     let proven = d.plan.assessment.as_ref().is_some_and(|a| a.finding == Finding::Promote);
     if !(at_last && proven) || blocked(d).is_some() {
@@ -85,16 +88,13 @@ fn progress_deadline(d: &mut Draft<'_>) -> bool {
 
 /// Rule: the next step.
 pub(super) fn advance(d: &mut Draft<'_>) -> bool {
-    if d.standing() != Some(Standing::Trial) || d.plan.state.attempt.is_none() {
-        return false;
-    }
     if let Some(block) = blocked(d) {
         if let Block::Because(phase, reason, text) = block {
             say_step(d, phase, reason, &text);
         }
         return false;
     }
-    let steps = d.view.canary().steps.clone();
+    let steps = d.view.steps();
     let weight = d.trial_weight();
     let index = if weight == 0 { 0 } else { d.view.step_at(weight) };
     let Some(next) = steps.get(index) else {
@@ -118,8 +118,8 @@ pub(super) fn advance(d: &mut Draft<'_>) -> bool {
     true
 }
 
-/// What the next raise (or the promotion) waits for, most important first; `None`: it may come.
-fn blocked(d: &mut Draft<'_>) -> Option<Block> {
+/// What every raise, switch and promotion waits for, whatever the strategy; `None`: nothing of it.
+pub(super) fn halted(d: &Draft<'_>) -> Option<Block> {
     let because = |phase, reason, text: &str| Some(Block::Because(phase, reason, text.to_owned()));
     if d.view.rollout.paused {
         return because(Phase::Paused, Reason::Paused, "spec.paused: set it to false to go on");
@@ -127,8 +127,6 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
     if d.plan.state.paused {
         return because(Phase::Paused, Reason::Paused, "the verb `pause`: `resume` goes on");
     }
-    let weight = d.trial_weight();
-    let on = d.watched_for();
     let Some(attempt) = &d.plan.state.attempt else { return Some(Block::Quiet) };
     if attempt.tripped || attempt.mismatch.is_some() || attempt.probe_set_missing || !attempt.comparable {
         return Some(Block::Quiet);
@@ -136,9 +134,8 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
     if d.by_hand || !route::at_home(d) {
         return Some(Block::Quiet);
     }
-    let released = attempt.step_released;
     // No evidence is no success.
-    let Some(assessment) = d.plan.assessment.clone() else { return Some(Block::Quiet) };
+    let Some(assessment) = &d.plan.assessment else { return Some(Block::Quiet) };
     if !assessment.preflight_done {
         let text = format!(
             "preflight: {} of {} prompts were compared before the first live request",
@@ -146,16 +143,34 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
         );
         return because(Phase::Progressing, Reason::Preflight, &text);
     }
-    let Some(on) = on else { return because(Phase::Progressing, Reason::Step, "the gateway takes the weights over") };
+    if d.watched_for().is_none() {
+        return because(Phase::Progressing, Reason::Step, "the gateway takes the weights over");
+    }
+    None
+}
+
+/// What the next raise (or the promotion) waits for, most important first; `None`: it may come.
+fn blocked(d: &mut Draft<'_>) -> Option<Block> {
+    let because = |phase, reason, text: &str| Some(Block::Because(phase, reason, text.to_owned()));
+    if let Some(halt) = halted(d) {
+        return Some(halt);
+    }
+    let weight = d.trial_weight();
     if weight == 0 {
-        return None;
+        let why = leaning(d, 0)?;
+        return because(Phase::Progressing, Reason::Step, &why);
     }
     let step = current_step(d, weight);
-    if on < step.duration {
-        d.wake(Span(step.duration.0 - on.0));
+    let least = least_time(&d.view, &step);
+    let on = d.watched_for().unwrap_or(Span(0));
+    if on < least {
+        d.wake(Span(least.0 - on.0));
         return because(Phase::Progressing, Reason::Step, "the time of this step is not over");
     }
-    if step.pause && !released {
+    let (Some(attempt), Some(assessment)) = (&d.plan.state.attempt, d.plan.assessment.clone()) else {
+        return Some(Block::Quiet);
+    };
+    if step.pause && !attempt.step_released {
         return because(Phase::Paused, Reason::StepPaused, "this step waits for the verb `promote`");
     }
     if !assessment.quality_proven {
@@ -168,22 +183,82 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
     if !assessment.fresh && !assessment.no_traffic {
         return because(Phase::Progressing, Reason::Step, "no live requests of both arms at this weight yet");
     }
+    if let Some(why) = leaning(d, weight) {
+        return because(Phase::Progressing, Reason::Step, &why);
+    }
     None
+}
+
+fn pace(view: &View<'_>) -> Pace {
+    match &view.rollout.strategy {
+        Strategy::Canary(canary) => canary.pace,
+        Strategy::BlueGreen(_) => Pace::Time,
+    }
+}
+
+/// Ticks of a whole rollback block.
+fn block_ticks(view: &View<'_>) -> u32 {
+    let interval = view.rollout.gate.interval.0.max(1);
+    u32::try_from((BLOCK.0 + interval - 1) / interval).unwrap_or(u32::MAX).max(1)
+}
+
+/// Least time at a step: its duration, or one whole rollback block where the evidence sets the pace.
+pub(super) fn least_time(view: &View<'_>, step: &CanaryStep) -> Span {
+    match pace(view) {
+        Pace::Time => step.duration,
+        Pace::Evidence => Span(view.rollout.gate.interval.0.max(1).saturating_mul(i64::from(block_ticks(view)))),
+    }
+}
+
+/// Pace by evidence: why the next weight does not come yet, if it does not. It comes when a whole rollback block of live
+/// data of both arms at this weight is in (at weight 0: when the preflight is done), and the rollback evidence of each signal
+/// is at most 1 (ln E ≤ 0): nothing leans against the candidate. The wealth against a candidate that is worse than its margin
+/// grows in expectation, so it stays where it is, and its exposure is bounded by what this weight brings until the gate's
+/// deadline takes it away.
+fn leaning(d: &Draft<'_>, weight: u32) -> Option<String> {
+    if pace(&d.view) != Pace::Evidence {
+        return None;
+    }
+    let (attempt, assessment) = (d.plan.state.attempt.as_ref()?, d.plan.assessment.as_ref()?);
+    let (ticks, wanted) = (attempt.step_ticks, block_ticks(&d.view));
+    if weight > 0 && ticks < wanted && !assessment.no_traffic {
+        return Some(format!("{ticks} of {wanted} ticks with live counts of both arms at this weight"));
+    }
+    let against = assessment.signals.iter().max_by(|a, b| a.ln_rollback.total_cmp(&b.ln_rollback))?;
+    (against.ln_rollback > 0.0).then(|| {
+        let (name, ln_e) = (against.kind.name(), against.ln_rollback);
+        format!("the evidence of {name} leans against it (ln E {ln_e:.2}): the weight stays")
+    })
+}
+
+/// Most live requests that the candidate can have answered when the gate's deadline takes its weight away, if traffic
+/// stays as it was in the last tick.
+pub(super) fn exposure_bound(d: &Draft<'_>) -> Option<(u64, u64)> {
+    let (attempt, assessment) = (d.plan.state.attempt.as_ref()?, d.plan.assessment.as_ref()?);
+    let left = d.view.rollout.gate.horizon().saturating_sub(attempt.counted());
+    let so_far = assessment.exposed_requests;
+    Some((so_far, so_far.saturating_add(u64::from(left).saturating_mul(u64::from(attempt.last_requests)))))
 }
 
 /// The step whose time counts at this weight: between two steps (after an edit of the list) the lower one, before the
 /// first one the first.
 fn current_step(d: &Draft<'_>, weight: u32) -> CanaryStep {
-    let steps = &d.view.canary().steps;
+    let steps = d.view.steps();
     let none = CanaryStep { weight, duration: Span(0), pause: false };
     steps.get(d.view.step_at(weight).saturating_sub(1)).copied().unwrap_or(none)
 }
 
-fn say_step(d: &mut Draft<'_>, phase: Phase, reason: Reason, text: &str) {
+pub(super) fn say_step(d: &mut Draft<'_>, phase: Phase, reason: Reason, text: &str) {
     let weight = d.trial_weight();
-    let (of, model) = (d.view.canary().steps.len(), d.view.model().clone());
+    let (of, model) = (d.view.steps().len(), d.view.model().clone());
     let step = if weight == 0 { 0 } else { d.view.step_at(weight) };
-    let text = format!("step {step} of {of}, {weight} %: {text}");
+    let exposed = match exposure_bound(d) {
+        Some((so_far, most)) if weight > 0 && pace(&d.view) == Pace::Evidence => format!(
+            "; it answered {so_far} live requests so far, and at this weight and traffic at most {most} until the gate's deadline"
+        ),
+        _ => String::new(),
+    };
+    let text = format!("step {step} of {of}, {weight} %: {text}{exposed}");
     let began = d.plan.state.attempt.as_ref().and_then(|a| a.step_since);
     d.say(phase, since(note(reason, format!("Deployment {model}"), text), began));
 }

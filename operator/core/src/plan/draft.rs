@@ -47,6 +47,7 @@ impl<'a> Draft<'a> {
             grow: Vec::new(),
             shift: None,
             record: None,
+            preview: None,
             shrink: Vec::new(),
             probe: None,
             events: Vec::new(),
@@ -141,6 +142,11 @@ impl<'a> Draft<'a> {
         if self.standing() == Some(Standing::Trial) { self.view.weight(self.view.model()) } else { 0 }
     }
 
+    /// Blue-green: the candidate on trial has all of the traffic.
+    pub(super) fn switched(&self) -> bool {
+        self.view.blue_green().is_some() && self.trial_weight() >= 100
+    }
+
     pub(super) fn paused(&self) -> bool {
         self.view.rollout.paused || self.plan.state.paused
     }
@@ -176,11 +182,21 @@ impl<'a> Draft<'a> {
         decision: Option<DecisionRecord>,
         edit: impl FnOnce(&mut Ledger),
     ) {
+        let backends = self.compose(weights, zeros);
+        self.shift_to(backends, decision, edit);
+    }
+
+    /// The one write of the route, with exactly these backends.
+    pub(super) fn shift_to(
+        &mut self,
+        backends: Vec<(Revision, u32)>,
+        decision: Option<DecisionRecord>,
+        edit: impl FnOnce(&mut Ledger),
+    ) {
         let Some(old) = self.view.ledger() else { return };
         let mut ledger = old.clone();
         edit(&mut ledger);
         ledger.epoch = old.epoch.saturating_add(1);
-        let backends = self.compose(weights, zeros);
         self.remember(&ledger, &backends);
         self.plan.shift = Some(RouteWrite::Set { backends, ledger, adopt: false, decision: decision.map(Box::new) });
     }
@@ -192,6 +208,7 @@ impl<'a> Draft<'a> {
         state.waiting_since = None;
         if let Some(attempt) = &mut state.attempt {
             attempt.step_since = None;
+            attempt.step_ticks = 0;
             attempt.unwatched = Span(0);
         }
         self.wake(SOON);

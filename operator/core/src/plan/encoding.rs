@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Format of the stored state.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Longest text that is stored of what others wrote (a mismatch, a probe set's hash).
 const LONGEST: usize = 160;
@@ -143,7 +143,9 @@ impl Names {
     fn attempt(&mut self, a: &Attempt) {
         self.name(&a.candidate.0);
         self.name(&a.against.0);
-        for number in [a.number, a.tick, a.excused, a.trips, a.ready_ticks, a.reconfigurations] {
+        for number in
+            [a.number, a.tick, a.excused, a.trips, a.ready_ticks, a.reconfigurations, a.step_ticks, a.last_requests]
+        {
             self.w.u32(number);
         }
         self.w.i64(a.last_tick.0);
@@ -209,7 +211,15 @@ fn read_attempt(r: &mut Reader, last: &mut String) -> Result<Attempt, CodecError
     let candidate = revision(r, last)?;
     let against = revision(r, last)?;
     let mut a = Attempt::begin(candidate, r.u32()?, against, Time::default());
-    for number in [&mut a.tick, &mut a.excused, &mut a.trips, &mut a.ready_ticks, &mut a.reconfigurations] {
+    for number in [
+        &mut a.tick,
+        &mut a.excused,
+        &mut a.trips,
+        &mut a.ready_ticks,
+        &mut a.reconfigurations,
+        &mut a.step_ticks,
+        &mut a.last_requests,
+    ] {
         *number = r.u32()?;
     }
     a.last_tick = time(r)?;
@@ -249,6 +259,8 @@ mod tests {
         let mut attempt = Attempt::begin(revision(2), u32::MAX, revision(1), Time(i64::MAX));
         attempt.tick = u32::MAX;
         attempt.excused = u32::MAX;
+        attempt.step_ticks = u32::MAX;
+        attempt.last_requests = u32::MAX;
         attempt.last_pod.clone_from(&pod);
         attempt.step_since = Some(Time(i64::MIN));
         attempt.job = Some(ProbeJob {
@@ -306,7 +318,10 @@ mod tests {
         let text = largest().encode("0");
         assert!(matches!(State::decode(&text[..text.len() / 2]), Err(StateError::Garbled(_))));
         assert!(matches!(State::decode(""), Err(StateError::Garbled(_))));
-        assert_eq!(State::decode("/w"), Err(StateError::Version { found: 255, expected: 1 }));
+        assert_eq!(State::decode("/w"), Err(StateError::Version { found: 255, expected: 2 }));
+        // The format before this one had fewer fields: it must not be read as if it had them.
+        let older = Writer::new().seal(1, 0);
+        assert_eq!(State::decode(&older), Err(StateError::Version { found: 1, expected: 2 }));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
 
 mod attempt;
 mod baseline;
+mod blue_green;
 mod canary;
 mod capacity;
 mod deletion;
@@ -25,12 +26,13 @@ mod verdict;
 mod view;
 mod words;
 
+pub use blue_green::preview_name;
 pub use state::{Attempt, Seen, State, StateError};
 pub use verdict::decision_id;
 pub use view::DRAIN;
 
 use crate::{
-    model::RouteTarget,
+    model::{RouteTarget, Strategy},
     observation::{Observation, RouteState},
 };
 use draft::{Draft, note};
@@ -48,6 +50,8 @@ pub struct Plan {
     pub shift: Option<RouteWrite>,
     /// The ledger's decision whose RolloutDecision object does not exist yet: it is created from the stored text.
     pub record: Option<StoredDecision>,
+    /// The write of the preview route, if any.
+    pub preview: Option<PreviewWrite>,
     /// What may go: only after traffic has left it, the gateway confirmed, and a drain interval passed.
     pub shrink: Vec<Shrink>,
     /// The probe job to post.
@@ -105,6 +109,20 @@ pub enum RouteWrite {
     /// `Orphan`).
     Release,
     /// Delete our own route (deletion).
+    Delete,
+}
+
+/// A write of the HTTPRoute `<rollout>-preview`, which only people who know its host name meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PreviewWrite {
+    /// Create it: the parents of the managed route, this host, all of it to this revision.
+    Create {
+        /// Its host name.
+        host: String,
+        /// Its backend.
+        revision: Revision,
+    },
+    /// Delete it.
     Delete,
 }
 
@@ -269,9 +287,9 @@ fn running(d: &mut Draft<'_>) {
         route::bring_home,
         verbs::retry,
         verbs::promote_full,
-        canary::promote,
+        promote,
         canary::deadlines,
-        canary::advance,
+        advance,
         baseline::replace,
         canary::start,
         route::tidy,
@@ -279,8 +297,28 @@ fn running(d: &mut Draft<'_>) {
     let _ = rules.iter().any(|rule| rule(d));
     capacity::grow(d);
     capacity::shrink(d);
+    blue_green::preview(d);
     d.plan.record = verdict::unrecorded(d);
     words::finish(d);
+}
+
+/// Rule: everything was proven where the strategy asks it.
+fn promote(d: &mut Draft<'_>) -> bool {
+    match d.view.rollout.strategy {
+        Strategy::Canary(_) => canary::promote(d),
+        Strategy::BlueGreen(_) => blue_green::promote(d),
+    }
+}
+
+/// Rule: more traffic for the candidate.
+fn advance(d: &mut Draft<'_>) -> bool {
+    if d.standing() != Some(view::Standing::Trial) || d.plan.state.attempt.is_none() {
+        return false;
+    }
+    match d.view.rollout.strategy {
+        Strategy::Canary(_) => canary::advance(d),
+        Strategy::BlueGreen(_) => blue_green::advance(d),
+    }
 }
 
 /// Times that lie ahead (a clock that jumped back, another machine's) must not stop a window from ending.

@@ -58,7 +58,7 @@ fn well_formed(d: &Draft<'_>) -> bool {
     let fits = |(name, weight): (&String, &u64)| {
         let revision = Revision(name.clone());
         let home = revision == ledger.stable || revision == d.view.baseline;
-        let step = d.view.canary().steps.iter().any(|s| u64::from(s.weight) == *weight);
+        let step = d.view.steps().iter().any(|s| u64::from(s.weight) == *weight);
         *weight == 0 || home || (trial && revision == *d.view.model() && step)
     };
     weights.len() <= 8 && weights.values().sum::<u64>() == 100 && weights.iter().all(fits)
@@ -69,11 +69,16 @@ fn candidate_weight(d: &Draft<'_>) -> u32 {
     let Some(ledger) = d.view.ledger() else { return 0 };
     let attempt = d.plan.state.attempt.as_ref();
     let halted = attempt.is_some_and(|a| a.tripped || a.mismatch.is_some());
-    if d.standing() != Some(Standing::Trial) || halted || d.view.anchor().as_ref() != Some(&ledger.stable) {
+    if d.standing() != Some(Standing::Trial) || halted {
+        return 0;
+    }
+    // What serves all traffic does not need stable beside it.
+    let alone = d.switched() && d.view.serves(d.view.model());
+    if d.view.anchor().as_ref() != Some(&ledger.stable) && !alone {
         return 0;
     }
     let seen = d.plan.state.seen.as_ref().filter(|s| s.epoch == ledger.epoch);
-    let now = d.view.weight(d.view.model()).min(99);
+    let now = on_trial(d, d.view.weight(d.view.model()));
     if !d.by_hand {
         return now;
     }
@@ -84,15 +89,28 @@ fn candidate_weight(d: &Draft<'_>) -> u32 {
         return if d.view.serves(d.view.model()) { had } else { 0 };
     }
     // What was taken away by hand comes back as a step of the list that the pods can carry, or not at all.
-    let step = d.view.canary().steps.iter().map(|s| s.weight).filter(|w| *w <= had).max().unwrap_or(0).min(99);
+    let step = on_trial(d, d.view.steps().iter().map(|s| s.weight).filter(|w| *w <= had).max().unwrap_or(0));
     let comes = ledger.step > 0 && d.view.carries(&d.view.rollout.model, step) && !d.view.barred(d.view.model());
     if comes { step } else { 0 }
 }
 
+/// A weight of the candidate as the strategy allows it on trial: after an edit of the strategy the one that was reached may be too much.
+fn on_trial(d: &Draft<'_>, weight: u32) -> u32 {
+    match (d.view.blue_green(), weight) {
+        (Some(_), 100) => 100,
+        (Some(_), _) => 0,
+        (None, 0..=99) => weight,
+        (None, _) => d.view.steps().last().map_or(0, |s| s.weight.min(99)),
+    }
+}
+
 /// The weights that are in order now; `None`: nobody can serve.
 fn in_order(d: &Draft<'_>) -> Option<Vec<(Revision, u32)>> {
-    let anchor = d.view.anchor()?;
     let weight = candidate_weight(d);
+    if weight == 100 {
+        return Some(vec![(d.view.model().clone(), 100)]);
+    }
+    let anchor = d.view.anchor()?;
     let mut weights = vec![(anchor, 100 - weight)];
     if weight > 0 {
         weights.push((d.view.model().clone(), weight));
@@ -124,7 +142,9 @@ pub(super) fn bring_home(d: &mut Draft<'_>) -> bool {
         d.wake(SOON);
         return true;
     };
-    lost_stable(d, &ledger.stable);
+    if weights.iter().all(|(r, w)| *w < 100 || r != d.view.model()) || d.standing() == Some(Standing::Settled) {
+        lost_stable(d, &ledger.stable);
+    }
     if positive(d) == named(&weights) && !d.by_hand {
         return false;
     }

@@ -61,6 +61,10 @@ pub struct Attempt {
     pub excused: u32,
     /// When the current step's weight was confirmed; `None`: not yet.
     pub step_since: Option<Time>,
+    /// Ticks of this step with live counts of both arms at its weight.
+    pub step_ticks: u32,
+    /// Live requests of the candidate in the last tick that had counts.
+    pub last_requests: u32,
     /// Time of this step in which no tick was taken (the operator was away): it is no observation.
     pub unwatched: Span,
     /// `promote` was asked at this step.

@@ -128,8 +128,11 @@ fn at_once(d: &mut Draft<'_>, request: &VerbRequest) -> Option<String> {
 }
 
 fn release(d: &mut Draft<'_>) -> String {
+    if let Some(blue_green) = d.view.blue_green() {
+        return super::blue_green::release(d, blue_green.auto_promote);
+    }
     let step = d.view.step_at(d.trial_weight());
-    let pauses = step.checked_sub(1).and_then(|i| d.view.canary().steps.get(i)).is_some_and(|s| s.pause);
+    let pauses = step.checked_sub(1).and_then(|i| d.view.steps().get(i)).is_some_and(|s| s.pause);
     let Some(attempt) = d.plan.state.attempt.as_mut().filter(|_| pauses) else {
         return "void: the current step has no pause to end; `promote-full` goes to 100 % at once".into();
     };

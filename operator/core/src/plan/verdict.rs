@@ -95,10 +95,18 @@ pub(super) fn promote(d: &mut Draft<'_>, by: &str, words: &str) {
     let Some(old) = d.view.ledger().map(|l| l.stable.clone()) else { return };
     let reason = note(Reason::Promoted, format!("Deployment {model}"), words);
     let record = record(d, Verdict::Promoted, &d.view.key(), reason.clone(), by);
-    let steps = d.view.canary().steps.len() as u32;
+    let steps = d.view.steps().len() as u32;
+    // After a switch the old revision has had its time beside the new one: its ref goes with the promotion.
+    let backends = if d.switched() {
+        let fp16 = d.view.baseline.clone();
+        let kept = d.view.workload(&fp16).is_some_and(|w| w.service) && fp16 != model;
+        [(model.clone(), 100)].into_iter().chain(kept.then_some((fp16, 0))).collect()
+    } else {
+        d.compose(&[(model.clone(), 100)], &[old])
+    };
     d.state().attempt = None;
     d.state().paused = false;
-    d.shift(&[(model.clone(), 100)], &[old], Some(record), |l| {
+    d.shift_to(backends, Some(record), |l| {
         l.stable = model;
         l.step = steps.saturating_add(1);
     });

@@ -1,6 +1,6 @@
 use crate::{
     Span, Time,
-    model::{Canary, LatchKey, Revision, Rollout, Serving, Strategy},
+    model::{BlueGreen, CanaryStep, LatchKey, Revision, Rollout, Serving, Strategy},
     observation::{Ledger, Observation, Pod, Route, RouteState, Workload},
     plan::{Seen, Verdict},
 };
@@ -81,9 +81,16 @@ impl<'a> View<'a> {
         &self.rollout.model.revision
     }
 
-    pub(super) fn canary(&self) -> &'a Canary {
-        let Strategy::Canary(canary) = &self.rollout.strategy;
-        canary
+    /// The weights of a trial in their order.
+    pub(super) fn steps(&self) -> &'a [CanaryStep] {
+        self.rollout.strategy.steps()
+    }
+
+    pub(super) fn blue_green(&self) -> Option<&'a BlueGreen> {
+        match &self.rollout.strategy {
+            Strategy::BlueGreen(blue_green) => Some(blue_green),
+            Strategy::Canary(_) => None,
+        }
     }
 
     pub(super) fn workload(&self, revision: &Revision) -> Option<&'a Workload> {
@@ -229,7 +236,7 @@ impl<'a> View<'a> {
     /// The steps whose weight is reached: 0 before the first, i at the i-th (also between the i-th and the next, after
     /// an edit of the list).
     pub(super) fn step_at(&self, weight: u32) -> usize {
-        self.canary().steps.iter().filter(|s| s.weight <= weight).count()
+        self.steps().iter().filter(|s| s.weight <= weight).count()
     }
 }
 

@@ -84,7 +84,8 @@ fn decided_at(d: &Draft<'_>) -> Option<crate::Time> {
 }
 
 fn settled(d: &mut Draft<'_>, model: String) {
-    let kept: Vec<String> = d.view.leftovers().iter().map(ToString::to_string).collect();
+    let listed = |r: &&crate::model::Revision| d.view.weights().contains_key(r.as_str());
+    let kept: Vec<String> = d.view.leftovers().into_iter().filter(listed).map(ToString::to_string).collect();
     if !kept.is_empty() && d.view.just_promoted() {
         let text = format!("promoted; {} is kept for scaleDownDelay", kept.join(", "));
         let began = d.plan.state.confirmed_at;

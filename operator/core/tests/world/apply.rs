@@ -4,8 +4,8 @@ use super::{Deployment, Job, World};
 use bitnet_core::{
     Span,
     model::Revision,
-    observation::{Backend, Ledger, Route, StoredDecision},
-    plan::{DRAIN, Plan, RouteWrite, Shrink},
+    observation::{Backend, Ledger, Preview, Route, StoredDecision},
+    plan::{DRAIN, Plan, PreviewWrite, RouteWrite, Shrink},
 };
 
 impl World {
@@ -26,6 +26,9 @@ impl World {
         if self.rollout.deleting && !self.finalizer {
             self.gone = true;
             self.deployments.retain(|_, d| d.orphaned);
+            if matches!(self.preview, Preview::Ours { .. }) {
+                self.preview = Preview::Missing;
+            }
             if self.route.as_ref().is_some_and(|r| r.owned && r.ledger.is_some()) {
                 self.route = None;
             }
@@ -52,6 +55,21 @@ impl World {
                 return;
             }
             self.write(write);
+        }
+        if let Some(preview) = &plan.preview {
+            if !go() {
+                return;
+            }
+            self.preview = match preview {
+                PreviewWrite::Create { host, revision } => {
+                    assert_eq!(self.preview, Preview::Missing, "the preview is created over another");
+                    Preview::Ours { hosts: vec![host.clone()], backends: vec![revision.0.clone()] }
+                }
+                PreviewWrite::Delete => {
+                    assert!(matches!(self.preview, Preview::Ours { .. }), "somebody else's preview is deleted");
+                    Preview::Missing
+                }
+            };
         }
         if let Some(record) = &plan.record {
             if !go() {

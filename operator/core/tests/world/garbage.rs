@@ -2,15 +2,15 @@
 
 use super::{
     Rng,
-    spec::{revision, rollout, serving},
+    spec::{blue_green, by_evidence, revision, rollout, serving},
 };
 use bitnet_core::{
     Span, Time,
     evidence::{Evidence, LiveArm, Probes, PromptSample},
-    model::{Canary, LatchKey, Revision, Rollout, RouteTarget, Strategy},
+    model::{Canary, LatchKey, Pace, Revision, Rollout, RouteTarget, Strategy},
     observation::{
-        Backend, Comparable, Ledger, Live, Observation, Pod, ProbeOutcome, Route, RouteState, Sample, StoredDecision,
-        Verb, VerbRequest, Workload,
+        Backend, Comparable, Ledger, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState, Sample,
+        StoredDecision, Verb, VerbRequest, Workload,
     },
     plan::{Attempt, ProbeJob, Seen, State, Verdict},
 };
@@ -77,8 +77,12 @@ impl Garbage {
         if self.chance(40) {
             spec.route = RouteTarget::Own { gateway: "gw".into(), hostnames: Vec::new() };
         }
-        if self.chance(5) {
-            spec.strategy = Strategy::Canary(Canary { steps: Vec::new() });
+        match self.0.below(20) {
+            0 => spec.strategy = Strategy::Canary(Canary { steps: Vec::new(), pace: Pace::Time }),
+            1..4 => spec.strategy = by_evidence("5:20,50:20"),
+            4..8 => spec.strategy = blue_green(true, Some("preview.example")),
+            8..10 => spec.strategy = blue_green(false, None),
+            _ => {}
         }
         if self.chance(10) {
             spec.gate.interval = Span(0);
@@ -212,6 +216,11 @@ impl Garbage {
             namespace_terminating: self.chance(5),
             decisions: if self.chance(50) { vec!["chat-d".into()] } else { Vec::new() },
             finalizer: self.chance(80),
+            preview: match self.0.below(4) {
+                0 => Preview::Foreign,
+                1 => Preview::Ours { hosts: vec!["preview.example".into()], backends: vec![self.revision().0] },
+                _ => Preview::Missing,
+            },
         }
     }
 
@@ -245,6 +254,8 @@ impl Garbage {
             last_tick: self.time(),
             excused: self.number(),
             step_since: self.maybe(50, Self::time),
+            step_ticks: self.number(),
+            last_requests: self.number(),
             unwatched: Span(self.time().0),
             step_released: self.chance(30),
             trips: self.number(),

@@ -17,7 +17,8 @@ use bitnet_core::{
     check::check,
     model::{Revision, Rollout, RouteTarget},
     observation::{
-        Backend, Comparable, Live, Observation, Pod, ProbeOutcome, Route, RouteState, Sample, VerbRequest, Workload,
+        Backend, Comparable, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState, Sample, VerbRequest,
+        Workload,
     },
     plan::{Plan, ProbeJob, State, Verdict, plan, tick_due},
 };
@@ -62,6 +63,8 @@ pub(crate) struct World {
     pub(crate) terminating: bool,
     pub(crate) unreadable: bool,
     pub(crate) gateway_missing: bool,
+    /// The HTTPRoute of the preview's name.
+    pub(crate) preview: Preview,
     /// Requests per second of all clients.
     pub(crate) traffic: f64,
     /// Time from a write to its acceptance; `None`: the gateway is stuck.
@@ -111,6 +114,7 @@ impl World {
             terminating: false,
             unreadable: false,
             gateway_missing: false,
+            preview: Preview::Missing,
             traffic: 20.0,
             acceptance: Some(Span(300)),
             accepts_at: None,
@@ -317,6 +321,7 @@ impl World {
             namespace_terminating: self.terminating,
             decisions: self.decisions.clone(),
             finalizer: self.finalizer,
+            preview: self.preview.clone(),
         }
     }
 

@@ -3,7 +3,10 @@
 use bitnet_core::{
     Span,
     evidence::{Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire},
-    model::{Canary, CanaryStep, DeletionPolicy, Revision, Rollout, RouteTarget, Serving, Settings, Source, Strategy},
+    model::{
+        BlueGreen, Canary, CanaryStep, DeletionPolicy, Pace, Revision, Rollout, RouteTarget, Serving, Settings, Source,
+        Strategy,
+    },
 };
 
 pub(crate) fn gate() -> Gate {
@@ -67,12 +70,26 @@ pub(crate) fn rollout() -> Rollout {
         baseline: serving("fp", "fp16", 3),
         model: serving("fp", "fp16", 3),
         route: RouteTarget::Adopt { http_route: "chat".into(), rule: None },
-        strategy: Strategy::Canary(Canary { steps: steps("5:20,10:20,20:20,50:20") }),
+        strategy: canary("5:20,10:20,20:20,50:20"),
         gate: gate(),
         scale_down_delay: Span::seconds(15),
         progress_deadline: Span::seconds(120),
         deletion_policy: DeletionPolicy::Delete,
     }
+}
+
+/// A canary that is paced by time.
+pub(crate) fn canary(text: &str) -> Strategy {
+    Strategy::Canary(Canary { steps: steps(text), pace: Pace::Time })
+}
+
+/// A canary that is paced by evidence.
+pub(crate) fn by_evidence(text: &str) -> Strategy {
+    Strategy::Canary(Canary { steps: steps(text), pace: Pace::Evidence })
+}
+
+pub(crate) fn blue_green(auto_promote: bool, preview_host: Option<&str>) -> Strategy {
+    Strategy::BlueGreen(BlueGreen { auto_promote, preview_host: preview_host.map(str::to_owned) })
 }
 
 /// `weight:seconds[:pause]`, comma-separated.
