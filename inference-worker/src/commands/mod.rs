@@ -2,7 +2,10 @@
 
 pub(crate) mod damage;
 pub(crate) mod distill;
+pub(crate) mod evaluate;
+pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod package;
 pub(crate) mod serve;
 
 /// Number of CPUs at hand.

@@ -19,9 +19,11 @@ mod weights;
 pub use cache::KvCache;
 pub use config::{Activation, LinearKind, ModelConfig, ScaleRule};
 pub use digest::digest;
+pub(crate) use digest::hex;
 pub use error::{ForwardError, LoadError, TensorFault, TextError};
 pub use forward::{Step, Want};
 pub use text::{ChatMessage, Text, TextStream};
+pub(crate) use weights::{Shards, Tensor as StoredTensor};
 
 use crate::kernels::{Dense, Kernels};
 use linear::Linear;
