@@ -1,4 +1,6 @@
-use super::{HOUR, Refusal, RefusalReason, integer, object_name, span};
+#[cfg(feature = "crd")]
+use super::RefusalReason;
+use super::{HOUR, Refusal, integer, object_name, span};
 #[cfg(feature = "crd")]
 use crate::v1alpha1::{ModelRolloutSpec, QualityGate};
 use crate::{
