@@ -7,6 +7,7 @@
 //! Equal recipes give equal files on one kind of CPU: every random number comes from the seed, and every sum has one
 //! order, whatever the number of threads.
 
+pub mod convert;
 pub mod corpus;
 pub mod damage;
 pub mod distill;
@@ -23,6 +24,7 @@ pub mod probing;
 pub mod progress;
 pub mod recipe;
 pub mod report;
+mod shards;
 pub mod staging;
 pub mod svg;
 pub mod ternary;
