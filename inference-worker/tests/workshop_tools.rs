@@ -116,7 +116,7 @@ fn a_pair_is_told_from_what_is_none() {
     assert_eq!(broken(&|dir| config(dir, "max_position_embeddings", json!(255))), ["context"]);
     assert!(broken(&|dir| config(dir, "max_position_embeddings", json!(300))).is_empty(), "longer is fine");
     let tokenizer = |dir: &Path| {
-        fs::write(dir.join("tokenizer.json"), fs::read_to_string(dir.join("tokenizer.json")).unwrap() + " ").unwrap()
+        fs::write(dir.join("tokenizer.json"), fs::read_to_string(dir.join("tokenizer.json")).unwrap() + " ").unwrap();
     };
     assert_eq!(broken(&tokenizer), ["tokenizer"]);
     assert_eq!(broken(&|dir| fs::remove_file(dir.join("tokenizer.json")).unwrap()), ["tokenizer", "chatTemplate"]);

@@ -111,7 +111,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// Takes a tensor out; each is used once.
-    pub(super) fn take(&mut self, name: &str) -> Result<Tensor<'a>, LoadError> {
+    pub(crate) fn take(&mut self, name: &str) -> Result<Tensor<'a>, LoadError> {
         self.all.remove(name).ok_or_else(|| self.missing(name))
     }
 
@@ -189,7 +189,12 @@ impl<'a> Tensor<'a> {
 
     /// A vector as f32.
     pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        Ok(match self.floats(name, &[len])? {
+        self.floats_as_f32(name, &[len])
+    }
+
+    /// Floats as f32, after a check of the shape.
+    pub(crate) fn floats_as_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(match self.floats(name, shape)? {
             Elements::F32(v) => v,
             Elements::F16(v) => v.into_iter().map(f16::to_f32).collect(),
             Elements::Bf16(v) => v.into_iter().map(bf16::to_f32).collect(),

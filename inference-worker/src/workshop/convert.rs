@@ -173,12 +173,14 @@ pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
     let files = write_model_files(staging.path(), planned, order.shard)?;
     staging.publish()?;
     let mut layers: BTreeMap<&'static str, usize> = BTreeMap::new();
-    plan.values().for_each(|precision| *layers.entry(precision.name()).or_default() += 1);
+    for precision in plan.values() {
+        *layers.entry(precision.name()).or_default() += 1;
+    }
     Ok(Converted { layers, files, new_norms: count, bytes: (before, after) })
 }
 
 /// Precision of every linear layer, by full name.
-fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<String, WeightPrecision>, WorkshopError> {
+pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<String, WeightPrecision>, WorkshopError> {
     let by_phase = |module: &str| match order.phase {
         Some(Phase::FeedForward) => module.starts_with("mlp."),
         Some(Phase::Attention) => module != "self_attn.o_proj",
@@ -303,7 +305,9 @@ fn packed<'a>(
             for field in 0..4 {
                 if index + field * plane >= matrix.rows {
                     // A row that does not exist has weight 0.
-                    bytes.iter_mut().for_each(|byte| *byte |= 1 << (2 * field));
+                    for byte in &mut bytes {
+                        *byte |= 1 << (2 * field);
+                    }
                     continue;
                 }
                 matrix.read(index + field * plane, &mut row);
@@ -396,7 +400,7 @@ fn sub_norms(config: &ModelConfig) -> Vec<Planned<'static>> {
 }
 
 /// Tokenizer, template, generation settings, licence: everything but weights and config.json.
-fn copy_other_files(from: &Path, to: &Path) -> Result<(), WorkshopError> {
+pub(super) fn copy_other_files(from: &Path, to: &Path) -> Result<(), WorkshopError> {
     for entry in fs::read_dir(from).map_err(WorkshopError::file("read", from))? {
         let entry = entry.map_err(WorkshopError::file("read", from))?;
         let (path, name) = (entry.path(), entry.file_name());

@@ -296,7 +296,9 @@ fn codes(bytes: &[u8], rows: usize, columns: usize) -> [u64; 4] {
     for (index, row) in bytes.chunks_exact(columns.max(1)).enumerate() {
         for field in 0..4 {
             if index + field * plane < rows {
-                row.iter().for_each(|byte| counts[usize::from(byte >> (2 * field) & 3)] += 1);
+                for byte in row {
+                    counts[usize::from(byte >> (2 * field) & 3)] += 1;
+                }
             }
         }
     }

@@ -26,6 +26,7 @@ pub mod recipe;
 pub mod report;
 mod shards;
 pub mod staging;
+pub mod student;
 pub mod svg;
 pub mod ternary;
 pub mod text;

@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+/// Writes a tensor's elements, as often as it is asked to.
+pub(super) type WriteElements<'a> = Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>;
+
 /// A tensor that is about to be written.
 pub(super) struct Planned<'a> {
     /// Full name.
@@ -19,7 +22,7 @@ pub(super) struct Planned<'a> {
     /// Bytes that `write` writes.
     pub(super) bytes: u64,
     /// Writes the elements, little-endian.
-    pub(super) write: Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>,
+    pub(super) write: WriteElements<'a>,
 }
 
 /// Writes model.safetensors, or numbered files of at most `most` bytes of tensors (a larger tensor has a file of its own)
