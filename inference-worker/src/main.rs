@@ -23,6 +23,14 @@ enum Command {
     Distill(commands::distill::Args),
     /// Make a candidate with a real fault from a healthy model, and prove on the probes that the fault shows.
     Damage(commands::damage::Args),
+    /// Make a BitNet checkpoint of a plain one, without data: per phase, per layer, and what it costs.
+    Convert(commands::convert::Args),
+    /// Say what a model directory holds (tensors, precision, sizes, memory), and whether two of them are a pair.
+    Inspect(commands::inspect::Args),
+    /// Say offline whether a gate would promote a candidate: the production comparison and the production judge.
+    Evaluate(commands::evaluate::Args),
+    /// Make an OCI image layout of a model directory, ready for an image volume.
+    Package(commands::package::Args),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +39,10 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::run(args),
         Command::Distill(args) => commands::distill::run(args),
         Command::Damage(args) => commands::damage::run(args),
+        Command::Convert(args) => commands::convert::run(args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Evaluate(args) => commands::evaluate::run(args),
+        Command::Package(args) => commands::package::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,6 @@
-//! `inference-worker distill`.
+//! `inference-worker distill`: a pair from nothing, or with `--teacher` a student of a model that is there.
+
+mod student;
 
 use anyhow::Context as _;
 use inference_worker::workshop::progress::Console;
@@ -11,7 +13,8 @@ use std::process::Command;
 /// Arguments of `distill`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory to make: fp16/, bitnet/, probes.jsonl, prompts.jsonl, manifest.json. An equal pair is kept.
+    /// Directory to make: fp16/, bitnet/, probes.jsonl, prompts.jsonl, manifest.json (an equal pair is kept); with
+    /// --teacher, the student.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Seed of text, initial weights and batches: an equal seed gives equal models.
@@ -32,11 +35,20 @@ pub(crate) struct Args {
     /// Make the pair even if there is one, and replace one of another recipe.
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    student: student::Args,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     with_quiet_tensors()?;
-    let Args { out, seed, size, steps_teacher, steps_student, threads, force } = args;
+    let Args { out, seed, size, steps_teacher, steps_student, threads, force, student } = args;
+    if student.is_asked_for() {
+        anyhow::ensure!(
+            steps_teacher.is_none() && steps_student.is_none() && !force,
+            "--steps-teacher, --steps-student and --force belong to a pair from nothing: with --teacher, use --steps"
+        );
+        return student::run(student, out, seed, threads.unwrap_or_else(super::cpus).max(1));
+    }
     let mut recipe = Recipe::new(size, seed);
     recipe.teacher.steps = steps_teacher.unwrap_or(recipe.teacher.steps);
     recipe.student.steps = steps_student.unwrap_or(recipe.student.steps);

@@ -1,8 +1,12 @@
 //! One file per verb: arguments and what they do.
 
+pub(crate) mod convert;
 pub(crate) mod damage;
 pub(crate) mod distill;
+pub(crate) mod evaluate;
+pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod package;
 pub(crate) mod serve;
 
 /// Number of CPUs at hand.

@@ -227,6 +227,11 @@ fn summarise(baseline: &[f32], mut candidate: Vec<f32>, vocabulary: usize) -> Pr
         .zip(candidate.chunks_exact(vocabulary))
         .map(|(theirs, own)| compare_rows(theirs, own))
         .collect();
+    of_rows(&rows)
+}
+
+/// One prompt's numbers from its rows; the first row is the tail test's.
+pub(crate) fn of_rows(rows: &[RowSimilarity]) -> PromptComparison {
     let mean = |of: fn(&RowSimilarity) -> f64| rows.iter().map(of).sum::<f64>() / rows.len().max(1) as f64;
     let non_finite = rows.iter().map(|row| row.non_finite).sum();
     // One broken row says that the answer cannot be trusted: the whole prompt counts as unlike.

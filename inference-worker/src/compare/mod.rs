@@ -13,6 +13,7 @@ mod probes;
 mod request;
 pub mod similarity;
 
+pub(crate) use job::of_rows;
 pub use peer::PeerSettings;
 pub use probes::{ProbeError, Probes};
 pub use request::Invalid;

@@ -20,6 +20,7 @@ pub struct Probes {
 /// `{"prompt": "…"}` or `{"messages": […]}`; an `id` and other fields are for people. No `Debug`: this is text.
 #[derive(Deserialize)]
 struct Line {
+    id: Option<serde_json::Value>,
     prompt: Option<String>,
     messages: Option<Vec<Message>>,
 }
@@ -109,6 +110,22 @@ impl Probes {
         self.lines.is_empty()
     }
 
+    /// Name of prompt `index` in reports: its `id` if that is a text or a number, else `#` and its place from 1.
+    pub fn id(&self, index: usize) -> String {
+        match &self.lines[index].id {
+            Some(serde_json::Value::String(id)) => id.clone(),
+            Some(serde_json::Value::Number(id)) => id.to_string(),
+            _ => format!("#{}", index + 1),
+        }
+    }
+
+    /// Text of prompt `index`, for a person who asked for it: the prompt, or the messages in order.
+    pub fn text(&self, index: usize) -> String {
+        let line = &self.lines[index];
+        let messages = line.messages.iter().flatten().map(|m| format!("{}: {}", m.role, m.content));
+        line.prompt.clone().unwrap_or_else(|| messages.collect::<Vec<_>>().join("\n"))
+    }
+
     /// Token ids of prompt `index`, through the chat template for messages.
     pub fn tokens(&self, index: usize, text: &Text) -> Result<Vec<u32>, TextError> {
         let line = &self.lines[index];
@@ -133,6 +150,8 @@ mod tests {
         assert_eq!(probes.len(), 2);
         assert_eq!(probes.set.size, 2);
         assert_eq!(probes.set.hash.len(), 64);
+        assert_eq!((probes.id(0).as_str(), probes.id(1).as_str()), ("1", "#2"));
+        assert_eq!((probes.text(0).as_str(), probes.text(1).as_str()), ("a", "user: b"));
         assert_ne!(probes.set.hash, Probes::parse(&file[..25]).unwrap().set.hash);
     }
 

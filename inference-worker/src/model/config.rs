@@ -16,6 +16,7 @@
 
 use super::LoadError;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +58,9 @@ pub struct ModelConfig {
     pub tied: bool,
     /// How the linear layers of the decoder are stored and computed.
     pub linear: LinearKind,
+    /// Full names of the linear layers (`model.layers.0.mlp.down_proj`) that are plain although `linear` says otherwise.
+    /// Layers that share their input (q, k, v; gate, up) are in it together.
+    pub plain: BTreeSet<String>,
 }
 
 /// Gate function of the feed-forward part.
@@ -181,6 +185,14 @@ struct RawQuantization {
     modules_to_not_convert: Option<Vec<String>>,
 }
 
+/// Linear layers of a decoder layer by the input that they read: it is quantised once for all of a group.
+pub(crate) const SHARED_INPUTS: [&[&str]; 4] = [
+    &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    &["self_attn.o_proj"],
+    &["mlp.gate_proj", "mlp.up_proj"],
+    &["mlp.down_proj"],
+];
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
     BitNet,
@@ -282,6 +294,7 @@ impl RawConfig {
             sub_norms: family == Family::BitNet,
             tied: self.tie_word_embeddings.unwrap_or(false),
             linear: self.linear(family, refuse)?,
+            plain: self.plain(layers, refuse)?,
             bos: refuse.ids("bos_token_id", self.bos_token_id.into_iter().collect(), vocab_size)?.first().copied(),
             eos: refuse.ids("eos_token_id", self.eos_token_id.map(Ids::list).unwrap_or_default(), vocab_size)?,
         })
@@ -349,6 +362,49 @@ impl RawConfig {
         refuse.positive("rope_theta", given.unwrap_or(default))
     }
 
+    /// Names in `modules_to_not_convert` that are linear layers of the decoder.
+    fn plain(&self, layers: usize, refuse: &Refusal<'_>) -> Result<BTreeSet<String>, LoadError> {
+        const FIELD: &str = "quantization_config.modules_to_not_convert";
+        let mut plain = BTreeSet::new();
+        let names = self.quantization_config.iter().flat_map(|q| q.modules_to_not_convert.iter().flatten());
+        for name in names.map(|name| name.trim_end_matches(".weight")) {
+            if matches!(name, "lm_head" | "model.embed_tokens") {
+                continue;
+            }
+            let parts = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+            if !parts.is_some_and(|(layer, module)| {
+                layer.parse().is_ok_and(|layer: usize| layer < layers)
+                    && SHARED_INPUTS.iter().any(|group| group.contains(&module))
+            }) {
+                return Err(refuse.of(
+                    FIELD,
+                    format!(
+                        "may name lm_head and linear layers in full (model.layers.0.mlp.down_proj) but names {name}"
+                    ),
+                    "list each layer by its full name",
+                ));
+            }
+            plain.insert(name.to_owned());
+        }
+        for name in &plain {
+            let Some((layer, module)) = name.split_at_checked("model.layers.".len()).and_then(|n| n.1.split_once('.'))
+            else {
+                continue;
+            };
+            let group = SHARED_INPUTS.iter().find(|group| group.contains(&module)).into_iter().copied().flatten();
+            let mut missing =
+                group.map(|other| format!("model.layers.{layer}.{other}")).filter(|other| !plain.contains(other));
+            if let Some(other) = missing.next() {
+                return Err(refuse.of(
+                    FIELD,
+                    format!("names {name} but not {other}, which shares its quantised input"),
+                    "list both or neither",
+                ));
+            }
+        }
+        Ok(plain)
+    }
+
     fn linear(&self, family: Family, refuse: &Refusal<'_>) -> Result<LinearKind, LoadError> {
         let Some(quantization) = &self.quantization_config else { return Ok(LinearKind::Dense) };
         let field = |name: &str| format!("quantization_config.{name}");
@@ -368,18 +424,6 @@ impl RawConfig {
                 &field("use_rms_norm"),
                 "must be false: norms inside linear layers are not supported",
                 "serve a checkpoint that was trained without them",
-            ));
-        }
-        if let Some(kept) = quantization
-            .modules_to_not_convert
-            .iter()
-            .flatten()
-            .find(|name| !matches!(name.trim_end_matches(".weight"), "lm_head" | "model.embed_tokens"))
-        {
-            return Err(refuse.of(
-                &field("modules_to_not_convert"),
-                format!("may name lm_head only but names {kept}"),
-                "serve a checkpoint whose decoder layers are all of one kind",
             ));
         }
         let class = quantization.linear_class.as_deref();
@@ -515,6 +559,14 @@ mod tests {
                 json!({"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["model.layers.0"]}}),
                 "quantization_config.modules_to_not_convert",
             ),
+            (
+                json!({"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["model.layers.2.mlp.down_proj"]}}),
+                "quantization_config.modules_to_not_convert",
+            ),
+            (
+                json!({"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["model.layers.0.mlp.up_proj"]}}),
+                "quantization_config.modules_to_not_convert",
+            ),
         ];
         for (changes, expected) in cases {
             match load(&with("llama", &changes)) {
@@ -523,6 +575,15 @@ mod tests {
             }
         }
         assert!(matches!(load(&with("llama", &json!({"hidden_size": "wide"}))), Err(LoadError::Json { .. })));
+    }
+
+    #[test]
+    fn layers_that_stay_plain_are_listed_in_full() {
+        let plain = ["lm_head", "model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj.weight"];
+        let quantization = json!({"quant_method": "bitnet", "modules_to_not_convert": plain});
+        let config = load(&with("llama", &json!({"quantization_config": quantization}))).unwrap();
+        let names: Vec<&str> = config.plain.iter().map(String::as_str).collect();
+        assert_eq!(names, ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]);
     }
 
     #[test]

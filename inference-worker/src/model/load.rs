@@ -97,7 +97,8 @@ impl Source<'_> {
     }
 
     fn linear(&mut self, module: &str, rows: usize, columns: usize) -> Result<Linear, LoadError> {
-        match self.config.linear {
+        let kind = if self.config.plain.contains(module) { LinearKind::Dense } else { self.config.linear };
+        match kind {
             LinearKind::Dense => {
                 let name = format!("{module}.weight");
                 let floats = self.tensors.take(&name)?.floats(&name, &[rows, columns])?;

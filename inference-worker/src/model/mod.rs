@@ -17,11 +17,14 @@ mod text;
 mod weights;
 
 pub use cache::KvCache;
+pub(crate) use config::SHARED_INPUTS;
 pub use config::{Activation, LinearKind, ModelConfig, ScaleRule};
 pub use digest::digest;
+pub(crate) use digest::hex;
 pub use error::{ForwardError, LoadError, TensorFault, TextError};
 pub use forward::{Step, Want};
 pub use text::{ChatMessage, Text, TextStream};
+pub(crate) use weights::{Shards, Tensor as StoredTensor};
 
 use crate::kernels::{Dense, Kernels};
 use linear::Linear;
@@ -71,9 +74,13 @@ impl Model {
         &self.config
     }
 
-    /// Precision of the decoder's linear layers: `ternary`, `fp16`, `bf16` or `fp32`.
+    /// Precision of the decoder's linear layers: `ternary`, `fp16`, `bf16`, `fp32`, or `mixed` where they differ.
     pub fn precision(&self) -> &'static str {
-        self.layers.first().map_or("fp32", |layer| layer.query.precision())
+        let linears =
+            |l: &Layer| [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down].map(Linear::precision);
+        let mut all = self.layers.iter().flat_map(linears);
+        let first = all.next().unwrap_or("fp32");
+        if all.all(|other| other == first) { first } else { "mixed" }
     }
 
     /// Name of the kernels in use: `avx2` or `portable`.

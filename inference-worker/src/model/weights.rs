@@ -18,8 +18,8 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Buffers that other software writes beside the weights and that are computed here.
 const COMPUTED: [&str; 1] = [".rotary_emb.inv_freq"];
 
-/// Mapped weight files, open while a model is loaded.
-pub(super) struct Shards {
+/// Mapped weight files, open while a model is loaded, inspected or converted.
+pub(crate) struct Shards {
     dir: PathBuf,
     files: Vec<(PathBuf, Mmap)>,
     /// File that must hold each tensor, where there is an index.
@@ -33,7 +33,7 @@ struct Index {
 
 impl Shards {
     /// Maps model.safetensors, or the files of model.safetensors.index.json.
-    pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join(INDEX);
         if !path.exists() {
             let path = dir.join(SINGLE);
@@ -56,7 +56,7 @@ impl Shards {
     }
 
     /// The tensors of all files. Headers are checked here: a tensor lies inside its file, and its bytes match its shape.
-    pub(super) fn tensors(&self) -> Result<Tensors<'_>, LoadError> {
+    pub(crate) fn tensors(&self) -> Result<Tensors<'_>, LoadError> {
         let mut all = BTreeMap::new();
         for (path, bytes) in &self.files {
             let file = SafeTensors::deserialize(bytes)
@@ -99,14 +99,19 @@ fn refuse(path: &Path, tensor: &str, fault: TensorFault) -> LoadError {
 }
 
 /// Tensors that nothing has taken yet.
-pub(super) struct Tensors<'a> {
+pub(crate) struct Tensors<'a> {
     dir: &'a Path,
     all: BTreeMap<String, Tensor<'a>>,
 }
 
 impl<'a> Tensors<'a> {
+    /// All that are left, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Tensor<'a>)> {
+        self.all.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
     /// Takes a tensor out; each is used once.
-    pub(super) fn take(&mut self, name: &str) -> Result<Tensor<'a>, LoadError> {
+    pub(crate) fn take(&mut self, name: &str) -> Result<Tensor<'a>, LoadError> {
         self.all.remove(name).ok_or_else(|| self.missing(name))
     }
 
@@ -128,7 +133,7 @@ impl<'a> Tensors<'a> {
 }
 
 /// One tensor in a mapped file.
-pub(super) struct Tensor<'a> {
+pub(crate) struct Tensor<'a> {
     path: &'a Path,
     view: TensorView<'a>,
 }
@@ -138,8 +143,18 @@ impl<'a> Tensor<'a> {
         refuse(self.path, name, fault)
     }
 
+    /// The file that holds it.
+    pub(crate) fn file(&self) -> &'a Path {
+        self.path
+    }
+
+    /// Element type and shape as stored.
+    pub(crate) fn stored(&self) -> (Dtype, &[usize]) {
+        (self.view.dtype(), self.view.shape())
+    }
+
     /// Bytes as stored.
-    pub(super) fn bytes(&self) -> &'a [u8] {
+    pub(crate) fn bytes(&self) -> &'a [u8] {
         self.view.data()
     }
 
@@ -174,7 +189,12 @@ impl<'a> Tensor<'a> {
 
     /// A vector as f32.
     pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        Ok(match self.floats(name, &[len])? {
+        self.floats_as_f32(name, &[len])
+    }
+
+    /// Floats as f32, after a check of the shape.
+    pub(crate) fn floats_as_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(match self.floats(name, shape)? {
             Elements::F32(v) => v,
             Elements::F16(v) => v.into_iter().map(f16::to_f32).collect(),
             Elements::Bf16(v) => v.into_iter().map(bf16::to_f32).collect(),

@@ -4,7 +4,7 @@ use super::WorkshopError;
 use super::corpus::{END_OF_TEXT, END_OF_TEXT_ID};
 use super::recipe::{ModelShape, RMS_EPS, ROPE_THETA};
 use super::ternary::{Ternary, pack};
-use super::weights::{Precision, Role, Weights};
+use super::weights::{Precision, Weights};
 use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -27,8 +27,15 @@ const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
 /// 2-bit codes with an f32 `weight_scale`, the rest as f16. Call [`Weights::round_to_stored`] before if the directory is
 /// to equal the live network.
 pub fn write_model(dir: &Path, weights: &Weights, tokenizer: &Tokenizer) -> Result<(), WorkshopError> {
+    if let Some(p) = weights.all.iter().find(|p| !matches!(p.precision, Precision::Full | Precision::Ternary)) {
+        return Err(WorkshopError::Refused(format!(
+            "{} is {} in training, which this form cannot store: finish its schedule",
+            p.name,
+            p.precision.name()
+        )));
+    }
     fs::create_dir_all(dir).map_err(WorkshopError::file("create", dir))?;
-    write_json(&dir.join("config.json"), &config(&weights.shape, weights.precision))?;
+    write_json(&dir.join("config.json"), &config(&weights.shape, weights.precision()))?;
     let generation = json!({"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID, "do_sample": false});
     write_json(&dir.join("generation_config.json"), &generation)?;
     let special = json!({
@@ -52,7 +59,7 @@ pub fn write_json(path: &Path, value: &Value) -> Result<(), WorkshopError> {
 fn config(shape: &ModelShape, precision: Precision) -> Value {
     let quantization = match precision {
         Precision::Full => json!({"quant_method": "none"}),
-        Precision::Ternary => {
+        _ => {
             json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"})
         }
     };
@@ -102,7 +109,7 @@ pub struct StoredTensor {
 fn stored_tensors(weights: &Weights) -> Vec<StoredTensor> {
     let mut all = Vec::new();
     for p in &weights.all {
-        if weights.precision == Precision::Ternary && p.role == Role::Projection {
+        if p.precision == Precision::Ternary {
             let ternary = Ternary::of(&p.master);
             let columns = p.dims[1];
             all.push(StoredTensor {

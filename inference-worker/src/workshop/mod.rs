@@ -7,18 +7,27 @@
 //! Equal recipes give equal files on one kind of CPU: every random number comes from the seed, and every sum has one
 //! order, whatever the number of threads.
 
+pub mod convert;
 pub mod corpus;
 pub mod damage;
 pub mod distill;
 mod error;
+pub mod evaluate;
 pub mod export;
 mod files;
+pub mod gate;
+pub mod inspect;
 pub mod network;
 pub mod ops;
+pub mod package;
 pub mod probing;
 pub mod progress;
 pub mod recipe;
+pub mod report;
+mod shards;
 pub mod staging;
+pub mod student;
+pub mod svg;
 pub mod ternary;
 pub mod text;
 pub mod train;

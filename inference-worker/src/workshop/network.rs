@@ -1,7 +1,7 @@
 //! The BitNet graph, for training: the same arithmetic as serving, in candle's autograd.
 
 use super::ops::{Attention, Linear, QuantiseActivations, RmsNorm, Rope, RopeTable, SquaredGate};
-use super::recipe::{ModelShape, RMS_EPS, ROPE_THETA};
+use super::recipe::ModelShape;
 use super::weights::{Precision, Slot, Weights};
 use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
@@ -10,7 +10,9 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Network {
     shape: ModelShape,
-    precision: Precision,
+    rms_eps: f32,
+    /// Of each tensor: it meets int8 activations.
+    quantised: Arc<[bool]>,
     tensors: Vec<Tensor>,
     rope: Arc<RopeTable>,
 }
@@ -28,8 +30,9 @@ impl Network {
 
     fn over(weights: &Weights, tensors: Vec<Tensor>) -> Self {
         let shape = weights.shape;
-        let rope = Arc::new(RopeTable::new(shape.context, shape.head_dim, ROPE_THETA));
-        Self { shape, precision: weights.precision, tensors, rope }
+        let rope = Arc::new(RopeTable::new(shape.context, shape.head_dim, weights.rope_theta));
+        let quantised = weights.all.iter().map(|p| p.precision != Precision::Full).collect();
+        Self { shape, rms_eps: weights.rms_eps, quantised, tensors, rope }
     }
 
     /// Logits `[ids, vocabulary]` of sequences of `sequence` tokens (at most the context), one after the other.
@@ -42,32 +45,30 @@ impl Network {
         let mut x = embedding.index_select(&Tensor::from_slice(ids, ids.len(), &Device::Cpu)?, 0)?;
         for layer in 0..shape.layers {
             let at = |slot: Slot| &self.tensors[slot.index(layer)];
-            let norm = |x: &Tensor, slot| x.apply_op2(at(slot), RmsNorm { eps: RMS_EPS });
+            let norm = |x: &Tensor, slot| x.apply_op2(at(slot), RmsNorm { eps: self.rms_eps });
             let linear = |x: &Tensor, slot| x.apply_op2(at(slot), Linear);
             let rope = || Rope { table: Arc::clone(&self.rope), sequence, inverse: false };
             let attention =
                 Attention { sequence, heads: shape.heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim };
 
-            let h = self.quantise(norm(&x, Slot::InputNorm)?)?;
+            let h = self.quantise(norm(&x, Slot::InputNorm)?, Slot::Query.index(layer))?;
             let q = linear(&h, Slot::Query)?.apply_op1(rope())?;
             let k = linear(&h, Slot::Key)?.apply_op1(rope())?;
             let o = q.apply_op3(&k, &linear(&h, Slot::Value)?, attention)?;
-            let o = self.quantise(norm(&o, Slot::AttentionNorm)?)?;
+            let o = self.quantise(norm(&o, Slot::AttentionNorm)?, Slot::Output.index(layer))?;
             x = (x + linear(&o, Slot::Output)?)?;
 
-            let h = self.quantise(norm(&x, Slot::PostNorm)?)?;
+            let h = self.quantise(norm(&x, Slot::PostNorm)?, Slot::Gate.index(layer))?;
             let m = linear(&h, Slot::Gate)?.apply_op2(&linear(&h, Slot::Up)?, SquaredGate)?;
-            let m = self.quantise(norm(&m, Slot::FeedForwardNorm)?)?;
+            let m = self.quantise(norm(&m, Slot::FeedForwardNorm)?, Slot::Down.index(layer))?;
             x = (x + linear(&m, Slot::Down)?)?;
         }
         let last = self.tensors.len() - 1;
-        x.apply_op2(&self.tensors[last], RmsNorm { eps: RMS_EPS })?.apply_op2(embedding, Linear)
+        x.apply_op2(&self.tensors[last], RmsNorm { eps: self.rms_eps })?.apply_op2(embedding, Linear)
     }
 
-    fn quantise(&self, x: Tensor) -> Result<Tensor> {
-        match self.precision {
-            Precision::Full => Ok(x),
-            Precision::Ternary => x.apply_op1(QuantiseActivations),
-        }
+    /// Activations as the tensor of this index meets them; tensors that share an input are of one kind.
+    fn quantise(&self, x: Tensor, reader: usize) -> Result<Tensor> {
+        if self.quantised[reader] { x.apply_op1(QuantiseActivations) } else { Ok(x) }
     }
 }

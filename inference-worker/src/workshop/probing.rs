@@ -26,7 +26,12 @@ pub struct Loaded {
 impl Loaded {
     /// Loads a model directory.
     pub fn open(dir: &Path) -> Result<Self, WorkshopError> {
-        let model = Model::load(dir, &LoadOptions::default()).map_err(WorkshopError::load(dir))?;
+        Self::with_options(dir, &LoadOptions::default())
+    }
+
+    /// Loads it with other kernels or a shorter context.
+    pub fn with_options(dir: &Path, options: &LoadOptions) -> Result<Self, WorkshopError> {
+        let model = Model::load(dir, options).map_err(WorkshopError::load(dir))?;
         Ok(Self { path: dir.to_path_buf(), model })
     }
 
@@ -91,14 +96,22 @@ struct Continued {
 }
 
 impl Baseline {
-    /// Continues every prompt of a probe file.
+    /// Continues every prompt of a probe file, as far as in the demonstration's gate.
     ///
     /// # Errors
     /// If the file is no probe set, or a prompt cannot be encoded or leaves no room in the context.
     pub fn new(dir: &Path, probes: &Path, threads: usize) -> Result<Self, WorkshopError> {
+        let set = Probes::read(Some(probes)).map_err(|source| WorkshopError::Probes { source })?;
+        Self::of(dir, &set, CONTINUATION, threads)
+    }
+
+    /// Continues every prompt of a probe set by at most `tokens` tokens.
+    ///
+    /// # Errors
+    /// If a prompt cannot be encoded or leaves no room in the context.
+    pub fn of(dir: &Path, set: &Probes, tokens: usize, threads: usize) -> Result<Self, WorkshopError> {
         let loaded = Loaded::open(dir)?;
         let text = Text::load(dir).map_err(WorkshopError::load(dir))?;
-        let set = Probes::read(Some(probes)).map_err(|source| WorkshopError::Probes { source })?;
         let context = loaded.model.config().context;
         let all: Vec<usize> = (0..set.len()).collect();
         let probes = parallel(&all, threads, |&index| {
@@ -112,7 +125,7 @@ impl Baseline {
                     prompt.len()
                 )));
             }
-            loaded.continue_greedily(&prompt, CONTINUATION.min(context - prompt.len()))
+            loaded.continue_greedily(&prompt, tokens.min(context - prompt.len()))
         })?;
         Ok(Self { vocabulary: loaded.model.config().vocab_size, threads, probes })
     }
@@ -132,6 +145,14 @@ impl Baseline {
     /// # Errors
     /// If the vocabularies differ or the candidate does not run.
     pub fn compare(&self, candidate: &Loaded) -> Result<Similarity, WorkshopError> {
+        Ok(Similarity::of(&self.rows(candidate)?))
+    }
+
+    /// The similarity at every continued position, one list per probe, none of them empty.
+    ///
+    /// # Errors
+    /// If the vocabularies differ, the candidate's context is shorter than a text, or it does not run.
+    pub fn rows(&self, candidate: &Loaded) -> Result<Vec<Vec<RowSimilarity>>, WorkshopError> {
         let found = candidate.model.config().vocab_size;
         if found != self.vocabulary {
             return Err(WorkshopError::Refused(format!(
@@ -139,14 +160,13 @@ impl Baseline {
                 self.vocabulary
             )));
         }
-        let rows = parallel(&self.probes, self.threads, |probe| {
+        parallel(&self.probes, self.threads, |probe| {
             let mut logits = candidate.logits(&probe.text)?;
             halves::through(&mut logits);
             let candidate = logits[probe.first * self.vocabulary..].chunks_exact(self.vocabulary);
             let baseline = probe.rows.chunks_exact(self.vocabulary);
             Ok(baseline.zip(candidate).map(|(a, b)| compare_rows(a, b)).collect())
-        })?;
-        Ok(Similarity::of(&rows))
+        })
     }
 
     /// The forced texts: prompts with their continuations.
@@ -178,7 +198,7 @@ pub struct Similarity {
 impl Similarity {
     /// Summary of rows, one list per prompt. Prompts weigh equally, as when they are drawn; within a prompt, positions
     /// do.
-    fn of(prompts: &[Vec<RowSimilarity>]) -> Self {
+    pub(super) fn of(prompts: &[Vec<RowSimilarity>]) -> Self {
         let weighed = || prompts.iter().flat_map(|rows| rows.iter().map(|r| (r, 1.0 / rows.len() as f64)));
         let n = prompts.len().max(1) as f64;
         let mean = |of: &dyn Fn(&RowSimilarity) -> f64| weighed().map(|(r, weight)| weight * of(r)).sum::<f64>() / n;

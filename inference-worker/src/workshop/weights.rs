@@ -5,7 +5,7 @@
 //! quantisation per step instead of one per use.
 
 use super::ops::read;
-use super::recipe::ModelShape;
+use super::recipe::{ModelShape, RMS_EPS, ROPE_THETA};
 use super::ternary;
 use crate::engine::random::Random;
 use candle_core::backprop::GradStore;
@@ -101,13 +101,52 @@ pub enum Role {
     Projection,
 }
 
-/// How live weights come from masters.
+/// How live weights come from masters; with any but `Full`, the activations that they meet are int8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// Live = master: the teacher.
+    /// Live = master.
     Full,
-    /// Projections are ternary, activations int8: the student.
+    /// 255 values per tensor: a step on the way to fewer.
+    Int8,
+    /// 15 values per tensor, likewise.
+    Int4,
+    /// -1, 0, 1 times the mean of |w|.
     Ternary,
+    /// -1, 1 times the mean of |w|.
+    Binary,
+}
+
+impl Precision {
+    /// Name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Ternary => "ternary",
+            Self::Binary => "binary",
+        }
+    }
+
+    fn live(self, master: &[f32]) -> Vec<f32> {
+        let grid = |most: f32| {
+            let step = master.iter().fold(1e-12f32, |top, w| top.max(w.abs())) / most;
+            master.iter().map(|w| (w / step).round_ties_even() * step).collect()
+        };
+        match self {
+            Self::Full => master.to_vec(),
+            Self::Int8 => grid(127.0),
+            Self::Int4 => grid(7.0),
+            Self::Ternary => {
+                let ternary = ternary::Ternary::of(master);
+                ternary.weights.iter().map(|&w| f32::from(w) * ternary.scale).collect()
+            }
+            Self::Binary => {
+                let scale = ternary::Ternary::of(master).scale;
+                master.iter().map(|w| if *w >= 0.0 { scale } else { -scale }).collect()
+            }
+        }
+    }
 }
 
 /// One tensor of a model in training.
@@ -118,6 +157,8 @@ pub struct Parameter {
     pub dims: Vec<usize>,
     /// What it is for.
     pub role: Role,
+    /// How the live value comes from the master; of embedding and norms always `Full`.
+    pub precision: Precision,
     /// Full-precision value.
     pub master: Vec<f32>,
     first: Vec<f32>,
@@ -129,8 +170,10 @@ pub struct Parameter {
 pub struct Weights {
     /// Shape of the model.
     pub shape: ModelShape,
-    /// How live weights come from masters.
-    pub precision: Precision,
+    /// Base of the rotary embedding.
+    pub rope_theta: f32,
+    /// Added to the mean square in every norm.
+    pub rms_eps: f32,
     /// The tensors, in the order of the type's description.
     pub all: Vec<Parameter>,
     updates: i32,
@@ -162,16 +205,62 @@ impl Weights {
             };
             Parameter::new(name, dims, role, master)
         });
-        Ok(Self { shape, precision: Precision::Full, all: all.collect::<Result<_>>()?, updates: 0 })
+        let all = all.collect::<Result<_>>()?;
+        Ok(Self { shape, rope_theta: ROPE_THETA, rms_eps: RMS_EPS, all, updates: 0 })
     }
 
     /// A student: this model's weights, projections ternary from the first step.
     pub fn student(&self) -> Result<Self> {
-        let copy = |p: &Parameter| Parameter::new(p.name.clone(), p.dims.clone(), p.role, p.master.clone());
-        let all = self.all.iter().map(copy).collect::<Result<_>>()?;
-        let student = Self { shape: self.shape, precision: Precision::Ternary, all, updates: 0 };
-        student.refresh()?;
+        let masters = self.all.iter().map(|p| p.master.clone()).collect();
+        let mut student = Self::of(self.shape, self.rope_theta, self.rms_eps, masters)?;
+        student.quantise(|_| Precision::Ternary)?;
         Ok(student)
+    }
+
+    /// A model of given masters, in the order of [`layout`], at full precision.
+    pub fn of(shape: ModelShape, rope_theta: f32, rms_eps: f32, masters: Vec<Vec<f32>>) -> Result<Self> {
+        let parameters = layout(&shape).into_iter().zip(masters);
+        let all = parameters.map(|((name, dims, role), master)| Parameter::new(name, dims, role, master));
+        Ok(Self { shape, rope_theta, rms_eps, all: all.collect::<Result<_>>()?, updates: 0 })
+    }
+
+    /// Sets the precision of every projection, by full name, and makes the live weights anew.
+    pub fn quantise(&mut self, of: impl Fn(&str) -> Precision) -> Result<()> {
+        for p in self.all.iter_mut().filter(|p| p.role == Role::Projection) {
+            p.precision = of(&p.name);
+        }
+        self.refresh()
+    }
+
+    /// Highest degree of quantisation of a projection: what a checkpoint of one kind is stored in.
+    pub fn precision(&self) -> Precision {
+        self.all.iter().map(|p| p.precision).find(|p| *p != Precision::Full).unwrap_or(Precision::Full)
+    }
+
+    /// Live weights of quantised projections from masters with Gaussian noise of `spread` times the mean of |w|, from the
+    /// seed alone; for one step of training.
+    pub fn disturb(&self, spread: f32, seed: u64) -> Result<()> {
+        for (index, p) in self.all.iter().enumerate().filter(|(_, p)| p.precision != Precision::Full) {
+            let mut random = Random::from_seed(seed ^ (index as u64) << 40);
+            let scale = spread * ternary::Ternary::of(&p.master).scale;
+            let noisy: Vec<f32> = p.master.iter().map(|w| w + scale * normal(&mut random)).collect();
+            p.live.set(&Tensor::from_vec(p.precision.live(&noisy), p.dims.clone(), &Device::Cpu)?)?;
+        }
+        Ok(())
+    }
+
+    /// Moments of the optimiser of every tensor, and the number of its updates: with the masters, all that a run needs
+    /// to go on.
+    pub fn moments(&self) -> (Vec<[&[f32]; 2]>, i32) {
+        (self.all.iter().map(|p| [p.first.as_slice(), p.second.as_slice()]).collect(), self.updates)
+    }
+
+    /// Takes moments that [`Weights::moments`] gave of a model of this shape.
+    pub fn restore_moments(&mut self, moments: Vec<[Vec<f32>; 2]>, updates: i32) {
+        for (p, [first, second]) in self.all.iter_mut().zip(moments) {
+            (p.first, p.second) = (first, second);
+        }
+        self.updates = updates;
     }
 
     /// The variables, for a network whose gradients are wanted.
@@ -193,35 +282,52 @@ impl Weights {
     /// the live network is the one that will be served.
     pub fn round_to_stored(&mut self) -> Result<()> {
         for p in &mut self.all {
-            if self.precision == Precision::Full || p.role != Role::Projection {
+            if p.precision == Precision::Full {
                 p.master.iter_mut().for_each(|w| *w = half::f16::from_f32(*w).to_f32());
             }
         }
         self.refresh()
     }
 
-    fn refresh(&self) -> Result<()> {
-        self.all.iter().try_for_each(|p| p.refresh(self.precision))
+    /// Makes the live weights from the masters.
+    pub fn refresh(&self) -> Result<()> {
+        self.all.iter().try_for_each(Parameter::refresh)
     }
 
     /// One step of AdamW on the mean of the shares' gradients, clipped to norm 1. Returns the norm before clipping.
     pub fn update(&mut self, shares: &[GradStore], learning_rate: f32, threads: usize) -> Result<f32> {
+        let sums = self.gradients(shares)?;
+        self.apply(&sums, shares.len(), learning_rate, CLIP, threads)
+    }
+
+    /// Sum of the shares' gradients, in order, for every tensor.
+    pub fn gradients(&self, shares: &[GradStore]) -> Result<Vec<Vec<f32>>> {
+        self.all.iter().map(|p| p.gradient(shares)).collect()
+    }
+
+    /// One step of AdamW on `sums / shares`, clipped to norm `clip`. Returns the norm before clipping.
+    pub fn apply(
+        &mut self,
+        sums: &[Vec<f32>],
+        shares: usize,
+        learning_rate: f32,
+        clip: f32,
+        threads: usize,
+    ) -> Result<f32> {
         self.updates += 1;
-        let sums = self.all.iter().map(|p| p.gradient(shares)).collect::<Result<Vec<_>>>()?;
-        let share = 1.0 / shares.len() as f32;
+        let share = 1.0 / shares as f32;
         // Sums of 4096 squares in f32, their sum in f64: exact enough, and in one order.
         let squares = |g: &[f32]| g.chunks(4096).map(|c| f64::from(c.iter().map(|v| v * v).sum::<f32>())).sum::<f64>();
         let norm = sums.iter().map(|g| squares(g)).sum::<f64>().sqrt() as f32 * share;
         let step = AdamStep {
-            factor: share * if norm > CLIP { CLIP / norm } else { 1.0 },
+            factor: share * if norm > clip { clip / norm } else { 1.0 },
             learning_rate,
             first_bias: 1.0 / (1.0 - BETA.0.powi(self.updates)),
             second_bias: 1.0 / (1.0 - BETA.1.powi(self.updates)),
         };
-        let precision = self.precision;
         let mut work: Vec<Vec<(&mut Parameter, &[f32])>> = (0..threads).map(|_| Vec::new()).collect();
         let mut load = vec![0; threads];
-        for (p, g) in self.all.iter_mut().zip(&sums) {
+        for (p, g) in self.all.iter_mut().zip(sums) {
             let least = (0..threads).min_by_key(|&t| load[t]).unwrap_or(0);
             load[least] += g.len();
             work[least].push((p, g));
@@ -229,7 +335,7 @@ impl Weights {
         super::train::in_parallel(work, |part| {
             part.into_iter().try_for_each(|(p, g)| {
                 p.step(g, &step);
-                p.refresh(precision)
+                p.refresh()
             })
         })?;
         Ok(norm)
@@ -247,19 +353,13 @@ impl Parameter {
     fn new(name: String, dims: Vec<usize>, role: Role, master: Vec<f32>) -> Result<Self> {
         let n = master.len();
         let live = Var::from_vec(master.clone(), dims.clone(), &Device::Cpu)?;
-        Ok(Self { name, dims, role, master, first: vec![0.0; n], second: vec![0.0; n], live })
+        let precision = Precision::Full;
+        Ok(Self { name, dims, role, precision, master, first: vec![0.0; n], second: vec![0.0; n], live })
     }
 
     /// Live weights from the master.
-    fn refresh(&self, precision: Precision) -> Result<()> {
-        let values = match (precision, self.role) {
-            (Precision::Ternary, Role::Projection) => {
-                let ternary = ternary::Ternary::of(&self.master);
-                ternary.weights.iter().map(|&w| f32::from(w) * ternary.scale).collect()
-            }
-            _ => self.master.clone(),
-        };
-        self.live.set(&Tensor::from_vec(values, self.dims.clone(), &Device::Cpu)?)
+    fn refresh(&self) -> Result<()> {
+        self.live.set(&Tensor::from_vec(self.precision.live(&self.master), self.dims.clone(), &Device::Cpu)?)
     }
 
     /// Sum of the shares' gradients, in order.

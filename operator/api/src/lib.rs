@@ -1,7 +1,7 @@
 //! Custom resources of BitNet Rollouts, their validation, and what travels between operator and workers.
 //!
-//! Three features keep the edges thin: `worker` (wire types, serde only), `gate` (`QualityGateSpec` as plain serde, for
-//! offline evaluation) and `crd` (the custom resources with their schemas and CEL rules, and `validate`).
+//! Three features keep the edges thin: `worker` (wire types, serde only), `gate` (`QualityGateSpec` as plain serde and
+//! `validate::resolve_gate`, for offline evaluation) and `crd` (the custom resources with their schemas and CEL rules, and `validate`).
 
 #[cfg(feature = "gate")]
 pub mod units;
@@ -18,5 +18,5 @@ pub mod crds;
 pub mod keys;
 #[cfg(feature = "crd")]
 pub mod reasons;
-#[cfg(feature = "crd")]
+#[cfg(feature = "gate")]
 pub mod validate;

@@ -1,10 +1,15 @@
-use super::{HOUR, Refusal, RefusalReason, integer, object_name, span};
+#[cfg(feature = "crd")]
+use super::RefusalReason;
+use super::{HOUR, Refusal, integer, object_name, span};
+#[cfg(feature = "crd")]
+use crate::v1alpha1::{ModelRolloutSpec, QualityGate};
 use crate::{
     units::Decimal,
-    v1alpha1::{self as api, ModelRolloutSpec, Percentile, QualityGate, QualityGateSpec},
+    v1alpha1::{self as api, Percentile, QualityGateSpec},
 };
 use bitnet_core::evidence::{Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire};
 
+#[cfg(feature = "crd")]
 /// The gate that a spec asks for, inline or by name.
 pub(super) fn chosen_gate(
     rollout: &str,

@@ -5,28 +5,32 @@
 
 mod gate;
 mod refusal;
+#[cfg(feature = "crd")]
 mod revision;
+#[cfg(feature = "crd")]
 mod strategy;
 
 pub use gate::resolve_gate;
 pub use refusal::{Refusal, RefusalReason};
+#[cfg(feature = "crd")]
 pub use revision::{HASH_LENGTH, revision_name};
 
-use crate::{
-    units::Duration,
-    v1alpha1::{
-        ArmSpec, Capacity, DeletionPolicy, ModelRollout, Precision, QualityGate, RouteSpec, ServingSpec, SourceSpec,
-    },
+use crate::units::Duration;
+#[cfg(feature = "crd")]
+use crate::v1alpha1::{
+    ArmSpec, Capacity, DeletionPolicy, ModelRollout, Precision, QualityGate, RouteSpec, ServingSpec, SourceSpec,
 };
-use bitnet_core::{
-    Span,
-    model::{self, Rollout, RouteTarget, Serving, Settings, Source},
-};
+use bitnet_core::Span;
+#[cfg(feature = "crd")]
+use bitnet_core::model::{self, Rollout, RouteTarget, Serving, Settings, Source};
+#[cfg(feature = "crd")]
 use std::collections::BTreeSet;
 
+#[cfg(feature = "crd")]
 /// Longest name of a rollout: names of revisions (`<name>-<10 characters>`) must be DNS labels.
 pub const NAME_LENGTH: usize = 52;
 
+#[cfg(feature = "crd")]
 /// The node pools of this installation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pools {
@@ -36,6 +40,7 @@ pub struct Pools {
     pub default: String,
 }
 
+#[cfg(feature = "crd")]
 /// Validates a rollout. `gate` is the QualityGate that `spec.gate` names, `None` if it does not exist; it is not looked
 /// at where the gate is inline.
 pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pools) -> Result<Rollout, Refusal> {
@@ -84,6 +89,7 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
 
 const HOUR: i64 = 3_600_000;
 
+#[cfg(feature = "crd")]
 fn rollout_name(rollout: &ModelRollout) -> Result<&str, Refusal> {
     let name = rollout.metadata.name.as_deref().unwrap_or_default();
     if name.len() <= NAME_LENGTH && name.starts_with(|c: char| c.is_ascii_lowercase()) && is_dns_label(name) {
@@ -96,6 +102,7 @@ fn rollout_name(rollout: &ModelRollout) -> Result<&str, Refusal> {
     ))
 }
 
+#[cfg(feature = "crd")]
 fn arm(rollout: &str, field: &str, arm: &ArmSpec, precision: Precision, pools: &Pools) -> Result<Serving, Refusal> {
     let precision = arm.precision.unwrap_or(precision);
     if matches!(precision, Precision::Binary | Precision::Mixed) {
@@ -125,6 +132,7 @@ fn arm(rollout: &str, field: &str, arm: &ArmSpec, precision: Precision, pools: &
     })
 }
 
+#[cfg(feature = "crd")]
 fn source(field: &str, source: &SourceSpec) -> Result<Source, Refusal> {
     match (&source.image, &source.persistent_volume_claim) {
         (Some(image), None) => {
@@ -166,6 +174,7 @@ fn source(field: &str, source: &SourceSpec) -> Result<Source, Refusal> {
     }
 }
 
+#[cfg(feature = "crd")]
 fn settings(field: &str, serving: Option<&ServingSpec>) -> Result<Settings, Refusal> {
     let none = ServingSpec::default();
     let serving = serving.unwrap_or(&none);
@@ -194,6 +203,7 @@ fn settings(field: &str, serving: Option<&ServingSpec>) -> Result<Settings, Refu
     })
 }
 
+#[cfg(feature = "crd")]
 fn route(route: &RouteSpec) -> Result<RouteTarget, Refusal> {
     for (field, given) in [
         ("spec.route.loadBalancing", &route.load_balancing),
@@ -298,18 +308,22 @@ fn is_dns_label(text: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
 
+#[cfg(feature = "crd")]
 fn is_hostname(text: &str) -> bool {
     text.len() <= 253 && text.strip_prefix("*.").unwrap_or(text).split('.').all(is_dns_label)
 }
 
+#[cfg(feature = "crd")]
 fn is_plain_path(text: &str) -> bool {
     text.len() <= 512 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/".contains(&b))
 }
 
+#[cfg(feature = "crd")]
 fn is_hex_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+#[cfg(feature = "crd")]
 /// `[host[:port]/]path[:tag]@sha256:<64 hex characters>`: no scheme, so no URL.
 fn names_a_digest(image: &str) -> bool {
     let Some((name, digest)) = image.split_once("@sha256:") else { return false };
