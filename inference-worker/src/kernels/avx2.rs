@@ -101,7 +101,7 @@ fn few<E: Element, const T: usize>(elements: &[E], x: &[f32], stride: usize, out
         row += match (rows - row, T) {
             (8.., 1) => whole::<E, 8, T>(rest, x, stride, row, rows, out),
             (4.., 1 | 2) => whole::<E, 4, T>(rest, x, stride, row, rows, out),
-            (2.., 1..=4) => whole::<E, 2, T>(rest, x, stride, row, rows, out),
+            (2.., 1..=4 | MANY) => whole::<E, 2, T>(rest, x, stride, row, rows, out),
             _ => whole::<E, 1, T>(rest, x, stride, row, rows, out),
         };
     }
@@ -121,10 +121,12 @@ fn whole<E: Element, const R: usize, const T: usize>(
     let mut sums = [[_mm256_setzero_ps(); T]; R];
     // SAFETY: the caller has checked that both hold so many rows of `stride`, a multiple of 8.
     unsafe { add_products(&mut sums, elements, x, stride, 0..stride) };
-    for (r, sums) in sums.into_iter().enumerate() {
-        for (t, sum) in sums.into_iter().enumerate() {
-            out[t * rows + row + r] = add_lanes(sum);
-        }
+    let mut products = [0.0; 12];
+    for (four, sums) in products.as_chunks_mut::<4>().0.iter_mut().zip(sums.as_flattened().chunks(4)) {
+        *four = add_lanes(sums);
+    }
+    for (index, product) in products[..R * T].iter().enumerate() {
+        out[index % T * rows + row + index / T] = *product;
     }
     R
 }
@@ -135,6 +137,10 @@ fn whole<E: Element, const R: usize, const T: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 fn many<E: Element>(elements: &[E], x: &[f32], stride: usize, out: &mut [f32]) {
     let rows = elements.len() / stride;
+    if stride <= STRETCH {
+        few::<E, MANY>(elements, x, stride, out);
+        return;
+    }
     let mut sums = [[_mm256_setzero_ps(); MANY]; DENSE_ROWS];
     for start in (0..stride).step_by(STRETCH) {
         let columns = start..(start + STRETCH).min(stride);
@@ -151,7 +157,7 @@ fn many<E: Element>(elements: &[E], x: &[f32], stride: usize, out: &mut [f32]) {
     }
     for (row, sums) in sums[..rows].iter().enumerate() {
         for (token, sum) in sums.iter().enumerate() {
-            out[token * rows + row] = add_lanes(*sum);
+            out[token * rows + row] = add_lanes(std::slice::from_ref(sum))[0];
         }
     }
 }
@@ -171,44 +177,56 @@ unsafe fn add_products<E: Element, const R: usize, const T: usize>(
     columns: std::ops::Range<usize>,
 ) {
     debug_assert!(elements.len() >= R * stride && x.len() >= T * stride && columns.end <= stride);
+    // Pointers first: indices would be checked for overflow in the loop.
+    // SAFETY: by the caller's promise so many rows are there.
+    let rows: [*const E; R] = std::array::from_fn(|r| unsafe { elements.as_ptr().add(r * stride) });
+    // SAFETY: likewise.
+    let x: [*const f32; T] = std::array::from_fn(|t| unsafe { x.as_ptr().add(t * stride) });
     let mut local = *sums;
     for at in columns.step_by(LANES) {
-        let mut weights = [_mm256_setzero_ps(); R];
-        for (r, weight) in weights.iter_mut().enumerate() {
-            let from = elements.as_ptr().wrapping_add(r * stride + at);
-            // A prefetch reads nothing, so its address may lie behind the matrix.
-            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD_ELEMENTS).cast());
-            // SAFETY: by the caller's promise 8 elements of row `r` are readable here.
-            *weight = unsafe { E::load(from) };
-        }
-        let mut values = [_mm256_setzero_ps(); T];
-        for (t, value) in values.iter_mut().enumerate() {
-            // SAFETY: by the caller's promise 8 floats of row `t` are readable here.
-            *value = unsafe { _mm256_loadu_ps(x.as_ptr().add(t * stride + at)) };
-        }
-        for (sums, weight) in local.iter_mut().zip(weights) {
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum = _mm256_fmadd_ps(weight, value, *sum);
+        // The smaller side is held in registers, the other one is read one by one: all must fit beside the sums.
+        if R > T {
+            let mut values = [_mm256_setzero_ps(); T];
+            for (value, x) in values.iter_mut().zip(x) {
+                // SAFETY: by the caller's promise 8 floats of each row are readable here.
+                *value = unsafe { _mm256_loadu_ps(x.add(at)) };
+            }
+            for (sums, row) in local.iter_mut().zip(rows) {
+                // SAFETY: likewise, 8 elements.
+                let weight = unsafe { E::load(row.add(at)) };
+                for (sum, value) in sums.iter_mut().zip(values) {
+                    *sum = _mm256_fmadd_ps(weight, value, *sum);
+                }
+            }
+        } else {
+            let mut weights = [_mm256_setzero_ps(); R];
+            for (weight, row) in weights.iter_mut().zip(rows) {
+                // SAFETY: by the caller's promise 8 elements of each row are readable here.
+                *weight = unsafe { E::load(row.add(at)) };
+            }
+            for (t, x) in x.iter().enumerate() {
+                // SAFETY: likewise, 8 floats.
+                let value = unsafe { _mm256_loadu_ps(x.add(at)) };
+                for (sums, weight) in local.iter_mut().zip(weights) {
+                    sums[t] = _mm256_fmadd_ps(weight, value, sums[t]);
+                }
             }
         }
     }
     *sums = local;
 }
 
-/// How far ahead elements are asked for.
-const AHEAD_ELEMENTS: usize = 512;
-
-/// Sum of the lanes: `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`.
+/// Sums of the lanes of up to four registers. Each is `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`, whatever the others.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_lanes(v: __m256) -> f32 {
-    let pairs = _mm256_hadd_ps(v, v);
-    let fours = _mm256_hadd_ps(pairs, pairs);
-    let sum = _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours));
+fn add_lanes(v: &[__m256]) -> [f32; 4] {
+    let at = |i: usize| v.get(i).copied().unwrap_or(v[0]);
+    let eight = _mm256_hadd_ps(_mm256_hadd_ps(at(0), at(1)), _mm256_hadd_ps(at(2), at(3)));
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
     let mut out = [0.0; 4];
     // SAFETY: four floats fit.
-    unsafe { _mm_storeu_ps(out.as_mut_ptr(), sum) };
-    out[0]
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), four) };
+    out
 }
 
 /// Sums of code × value of one panel for all tokens.
@@ -290,20 +308,23 @@ fn tile<const T: usize>(panel: &[Block], values: &[i8], stride: usize, out: &mut
     let zero = _mm256_setzero_si256();
     let ones = _mm256_set1_epi16(1);
     let mask = _mm256_set1_epi8(3);
+    // Pointers first: indices would be checked for overflow in the loop.
+    // SAFETY: `values` holds `T` rows of `stride`.
+    let rows: [*const i8; T] = std::array::from_fn(|token| unsafe { values.as_ptr().add(token * stride) });
     for half in 0..2 {
         let mut totals = [[zero; 2]; T];
         for (chunk, panel) in panel.chunks(BLOCKS).enumerate() {
             let mut sums = [[zero; 2]; T];
             for (index, block) in panel.iter().enumerate() {
                 let at = 16 * (chunk * BLOCKS + index);
+                // SAFETY: `values` holds `T` rows of `stride`, and `at` lies in the first `16 · panel.len()` of one.
+                let rows: [*const i8; T] = rows.map(|row| unsafe { row.add(at) });
                 let mut codes = [load(block, 2 * half), load(block, 2 * half + 1)];
                 for j in 0..4 {
                     let [low, high] = codes.map(|codes| _mm256_and_si256(codes, mask));
-                    for (token, sums) in sums.iter_mut().enumerate() {
-                        // SAFETY: `values` holds `T` rows of `stride`, and the four values lie in the first
-                        // `16 · panel.len()` of one.
-                        let value =
-                            unsafe { values.as_ptr().add(token * stride + at + 4 * j).cast::<i32>().read_unaligned() };
+                    for (sums, row) in sums.iter_mut().zip(rows) {
+                        // SAFETY: 16 values are readable from `row` on, as its panel has a block for them.
+                        let value = unsafe { row.add(4 * j).cast::<i32>().read_unaligned() };
                         let value = _mm256_set1_epi32(value);
                         sums[0] = _mm256_add_epi16(sums[0], _mm256_maddubs_epi16(low, value));
                         sums[1] = _mm256_add_epi16(sums[1], _mm256_maddubs_epi16(high, value));

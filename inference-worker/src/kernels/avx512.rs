@@ -73,16 +73,19 @@ fn tile<const T: usize>(panel: &[Block], values: &[i8], stride: usize, out: &mut
     const { assert!(T <= 12) };
     assert!(stride >= panel.len() * 16 && values.len() >= T * stride && out.len() >= T);
     let mask = _mm512_set1_epi8(3);
+    // Pointers first: indices would be checked for overflow in the loop.
+    // SAFETY: `values` holds `T` rows of `stride`, and that is at least 16 for each block.
+    let rows: [*const i8; T] = std::array::from_fn(|token| unsafe { values.as_ptr().add(token * stride) });
     let mut sums = [[_mm512_setzero_si512(); 2]; T];
     for (index, block) in panel.iter().enumerate() {
         let mut codes = [load(block, 0), load(block, 1)];
+        // SAFETY: likewise, and the block is one of the panel.
+        let rows: [*const i8; T] = rows.map(|row| unsafe { row.add(16 * index) });
         for j in 0..4 {
             let (low, high) = (_mm512_and_si512(codes[0], mask), _mm512_and_si512(codes[1], mask));
-            for (token, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `values` holds `T` rows of `stride`, and the four values lie in the first `16 · panel.len()`
-                // of one.
-                let value =
-                    unsafe { values.as_ptr().add(token * stride + 16 * index + 4 * j).cast::<i32>().read_unaligned() };
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                // SAFETY: 16 values are readable from `row` on.
+                let value = unsafe { row.add(4 * j).cast::<i32>().read_unaligned() };
                 let value = _mm512_set1_epi32(value);
                 sums[0] = _mm512_dpbusd_epi32(sums[0], low, value);
                 sums[1] = _mm512_dpbusd_epi32(sums[1], high, value);

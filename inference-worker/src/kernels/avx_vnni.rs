@@ -47,6 +47,9 @@ fn tile<const T: usize, const Q: usize, const FIRST: usize>(
     const { assert!(T * Q <= 12 && FIRST + Q <= 4) };
     assert!(stride >= panel.len() * 16 && values.len() >= T * stride && out.len() >= T);
     let mask = _mm256_set1_epi8(3);
+    // Pointers first: indices would be checked for overflow in the loop.
+    // SAFETY: `values` holds `T` rows of `stride`, and that is at least 16 for each block.
+    let rows: [*const i8; T] = std::array::from_fn(|token| unsafe { values.as_ptr().add(token * stride) });
     let mut sums = [[_mm256_setzero_si256(); Q]; T];
     for (index, block) in panel.iter().enumerate() {
         let ahead = (&raw const *block).wrapping_add(AHEAD).cast::<i8>();
@@ -54,12 +57,12 @@ fn tile<const T: usize, const Q: usize, const FIRST: usize>(
         _mm_prefetch::<_MM_HINT_T0>(ahead);
         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
         let mut codes: [__m256i; Q] = std::array::from_fn(|q| load(block, FIRST + q));
+        // SAFETY: likewise, and the block is one of the panel.
+        let rows: [*const i8; T] = rows.map(|row| unsafe { row.add(16 * index) });
         for j in 0..4 {
-            for (token, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `values` holds `T` rows of `stride`, and the four values lie in the first `16 · panel.len()`
-                // of one.
-                let value =
-                    unsafe { values.as_ptr().add(token * stride + 16 * index + 4 * j).cast::<i32>().read_unaligned() };
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                // SAFETY: 16 values are readable from `row` on.
+                let value = unsafe { row.add(4 * j).cast::<i32>().read_unaligned() };
                 let value = _mm256_set1_epi32(value);
                 for (sum, codes) in sums.iter_mut().zip(&codes) {
                     *sum = _mm256_dpbusd_avx_epi32(*sum, _mm256_and_si256(*codes, mask), value);
