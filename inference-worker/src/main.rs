@@ -17,6 +17,8 @@ struct Cli {
 enum Command {
     /// Serve a model directory over HTTP (OpenAI API, metrics, internal port).
     Serve(commands::serve::Args),
+    /// Time prompts and decoding, beside what memory and instructions of this machine allow.
+    Bench(commands::bench::Args),
     /// Write the logits of a token sequence as .npy: a parity tool that needs no tokenizer.
     Logits(commands::logits::Args),
     /// Make a model pair from nothing: generated text, tokenizer, fp16 teacher, ternary student, probe prompts.
@@ -36,6 +38,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(args) => commands::serve::run(args),
+        Command::Bench(args) => commands::bench::run(&args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Distill(args) => commands::distill::run(args),
         Command::Damage(args) => commands::damage::run(args),

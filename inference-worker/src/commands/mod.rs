@@ -1,5 +1,6 @@
 //! One file per verb: arguments and what they do.
 
+pub(crate) mod bench;
 pub(crate) mod convert;
 pub(crate) mod damage;
 pub(crate) mod distill;

@@ -1,16 +1,35 @@
-//! Vector kernels, chosen at run time; each has a portable twin that it must equal.
+//! Vector kernels, chosen at run time, and the threads that share their work.
 //!
-//! Integer results (ternary products, quantised activations) are the same on every path, bit for bit. Floating-point
-//! products may differ between paths in the last digits, but on one path the result of a row and a token never depends
-//! on how many other tokens are in the batch: each pair has one accumulator that runs over the columns in order.
+//! Integer results (ternary products, quantised activations) are the same on every path, bit for bit, and equal exact
+//! integer arithmetic for every input. Floating-point products may differ between paths in the last digits, but on one
+//! path the result of a row and a token never depends on how many other tokens are in the batch, nor on the number of
+//! threads: each pair has one accumulator that runs over the columns in order.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-mod buffers;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
+mod cpu;
+mod dense;
+mod memory;
+mod pool;
 mod portable;
 pub mod product;
+mod rows;
+mod speed;
+mod ternary;
 
-pub use buffers::{Dense, Elements, Quantized, Rows, Ternary};
+pub use cpu::{Cpu, DenseProduct, TernaryProduct};
+pub use dense::{Dense, Elements};
+pub(crate) use memory::{Block, Blocks};
+pub use pool::Pool;
+pub use rows::{Quantized, Rows};
+pub(crate) use ternary::blocks;
+pub use ternary::{MOST_COLUMNS, Ternary};
+
+use ternary::PANEL;
 
 /// Instruction set of the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +40,33 @@ pub struct Kernels {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Set {
     Portable,
-    /// Made by [`Kernels::detect`] only, after the CPU said that it has AVX2, FMA and F16C.
+    /// Made by [`Kernels::all`] only, after the CPU said that it has AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// Made by [`Kernels::all`] only, after the CPU said that it has AVX-VNNI and what `Avx2` needs.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// Made by [`Kernels::all`] only, after the CPU said that it has AVX-512 F, BW, VNNI and what `Avx2` needs.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+}
+
+/// Most tokens that a kernel takes at once.
+const TOKENS: usize = 12;
+
+/// Some quantised tokens: `values` holds rows of `stride`, padded with zeros.
+#[derive(Clone, Copy)]
+struct Tokens<'a> {
+    values: &'a [i8],
+    stride: usize,
+}
+
+/// Some rows of a matrix and all tokens: both are rows of `stride`, padded with zeros.
+#[derive(Clone, Copy)]
+struct DenseRows<'a, E> {
+    elements: &'a [E],
+    stride: usize,
+    x: &'a [f32],
 }
 
 /// One query against the cached positions of its head.
@@ -39,13 +82,29 @@ pub struct Attention<'a> {
 }
 
 impl Kernels {
-    /// The fastest kernels that this CPU runs.
-    pub fn detect() -> Self {
+    /// All kernels that this CPU runs, the fastest first.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return Self { set: Set::Avx2 };
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(Self { set: Set::Avx512Vnni });
+            }
+            if is_x86_feature_detected!("avxvnni") {
+                all.push(Self { set: Set::AvxVnni });
+            }
+            all.push(Self { set: Set::Avx2 });
         }
-        Self::portable()
+        all.push(Self::portable());
+        all
+    }
+
+    /// The fastest kernels that this CPU runs.
+    pub fn detect() -> Self {
+        Self::all()[0]
     }
 
     /// The kernels that every CPU runs.
@@ -53,55 +112,98 @@ impl Kernels {
         Self { set: Set::Portable }
     }
 
-    /// `avx2` or `portable`.
+    /// `avx512-vnni`, `avx-vnni`, `avx2` or `portable`.
     pub fn name(self) -> &'static str {
         match self.set {
             Set::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Set::AvxVnni => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Vnni => "avx512-vnni",
         }
     }
 
-    /// `out[token] = weights · x[token]` for all tokens.
-    ///
-    /// # Panics
-    /// If the shapes do not fit.
-    pub fn dense(self, weights: &Dense, x: &Rows, out: &mut Rows) {
-        assert!(weights.columns() == x.width() && weights.rows() == out.width() && x.count() == out.count());
+    /// `out[token][row]`: sums of weight × value of one panel, as exact integers; `sums` are those of the tokens.
+    fn panel(self, weights: &Ternary, panel: usize, tokens: Tokens<'_>, out: &mut [[i32; PANEL]]) {
+        let panel = weights.panel(panel);
         match self.set {
-            Set::Portable => portable::dense(weights, x, out),
+            Set::Portable => portable::panel(panel, &tokens, out),
             // SAFETY: `Set::Avx2` exists only where the CPU has the features of that module (see `Set`).
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => unsafe { avx2::dense(weights, x, out) },
+            Set::Avx2 => unsafe { avx2::panel(panel, &tokens, out) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            Set::AvxVnni => unsafe { avx_vnni::panel(panel, &tokens, out) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Vnni => unsafe { avx512::panel(panel, &tokens, out) },
         }
     }
 
-    /// `out[token × rows + row] = Σ weight · quantised activation`, exact integers.
-    ///
-    /// # Panics
-    /// If the shapes do not fit.
-    pub fn ternary(self, weights: &Ternary, x: &Quantized, out: &mut Vec<i32>) {
-        assert!(weights.columns() == x.width());
-        out.clear();
-        out.resize(x.count() * weights.rows(), 0);
+    /// `out = (product - sum) / divisor · factor`.
+    fn finish(self, products: &[i32; PANEL], sum: i32, divisor: f32, factor: f32, out: &mut [f32; PANEL]) {
         match self.set {
-            Set::Portable => portable::ternary(weights, x, out),
-            // SAFETY: `Set::Avx2` exists only where the CPU has the features of that module (see `Set`).
+            Set::Portable => portable::finish(products, sum, divisor, factor, out),
+            // SAFETY: these sets exist only where the CPU has AVX2 (see `Set`).
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => unsafe { avx2::ternary(weights, x, out) },
+            Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe {
+                avx2::finish(products, sum, divisor, factor, out);
+            },
         }
     }
 
-    /// Quantises each row to int8: `s = 127 / max(|x|max, 1e-5)`, `q = clamp(round half to even(x · s), -128, 127)`.
-    ///
-    /// A row that holds NaN or an infinity gets the scale NaN, so that every product with it is NaN and is counted.
-    pub fn quantise(self, x: &Rows, out: &mut Quantized) {
-        out.reset(x.count(), x.width());
+    /// Most rows that [`Kernels::dense`] takes at once.
+    const DENSE_ROWS: usize = 32;
+
+    /// `out[token × rows + row]` of some rows of a matrix.
+    fn dense(self, weights: &Dense, rows: std::ops::Range<usize>, x: &Rows, out: &mut [f32]) {
+        match weights.padded() {
+            (Elements::F32(v), stride) => self.dense_of(v, stride, rows, x, out),
+            (Elements::F16(v), stride) => self.dense_of(v, stride, rows, x, out),
+            (Elements::Bf16(v), stride) => self.dense_of(v, stride, rows, x, out),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn dense_of<E: avx2::Element>(
+        self,
+        elements: &[E],
+        stride: usize,
+        rows: std::ops::Range<usize>,
+        x: &Rows,
+        out: &mut [f32],
+    ) {
+        let elements = &elements[rows.start * stride..rows.end * stride];
+        let work = DenseRows { elements, stride, x: x.padded().0 };
         match self.set {
-            Set::Portable => portable::quantise(x, out),
-            // SAFETY: `Set::Avx2` exists only where the CPU has the features of that module (see `Set`).
+            Set::Portable => portable::dense(work, out),
+            // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
+            Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe { avx2::dense(work, out) },
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn dense_of<E: portable::Stored>(
+        self,
+        elements: &[E],
+        stride: usize,
+        rows: std::ops::Range<usize>,
+        x: &Rows,
+        out: &mut [f32],
+    ) {
+        let elements = &elements[rows.start * stride..rows.end * stride];
+        portable::dense(DenseRows { elements, stride, x: x.padded().0 }, out);
+    }
+
+    /// Quantises one padded row; returns its scale and the sum of its values.
+    fn quantise(self, row: &[f32], out: &mut [i8]) -> (f32, i32) {
+        match self.set {
+            Set::Portable => portable::quantise(row, out),
+            // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => unsafe { avx2::quantise(x, out) },
+            Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe { avx2::quantise(row, out) },
         }
     }
 
@@ -115,9 +217,9 @@ impl Kernels {
         assert!(input.keys.len().is_multiple_of(width));
         match self.set {
             Set::Portable => portable::attend(input, scores, out),
-            // SAFETY: `Set::Avx2` exists only where the CPU has the features of that module (see `Set`).
+            // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => unsafe { avx2::attend(input, scores, out) },
+            Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe { avx2::attend(input, scores, out) },
         }
     }
 }

@@ -2,70 +2,95 @@
 
 #![expect(clippy::inline_always, reason = "other paths compile these functions again with their own features")]
 
-use super::buffers::{BLOCK, BLOCK_BYTES};
-use super::{Attention, Dense, Elements, Quantized, Rows, Ternary};
+use super::memory::{BLOCK_BYTES, Block};
+use super::ternary::{COLUMNS, PANEL};
+use super::{Attention, DenseRows, Tokens};
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 pub(super) const SMALLEST_MAXIMUM: f32 = 1e-5;
 const LANES: usize = 8;
 
-pub(super) fn dense(weights: &Dense, x: &Rows, out: &mut Rows) {
-    fn product<E>(elements: &[E], stride: usize, x: &Rows, out: &mut Rows, widen: impl Fn(&[E], &mut [f32])) {
-        let mut line = vec![0.0; stride];
-        let (input, _) = x.padded();
-        for (row, stored) in elements.chunks_exact(stride).enumerate() {
-            widen(stored, &mut line);
-            for (token, x) in input.chunks_exact(stride).enumerate() {
-                out.row_mut(token)[row] = dot(&line, x);
-            }
-        }
-    }
-    match weights.padded() {
-        (Elements::F32(v), stride) => product(v, stride, x, out, |from, to| to.copy_from_slice(from)),
-        (Elements::F16(v), stride) => product(v, stride, x, out, <[_]>::convert_to_f32_slice),
-        (Elements::Bf16(v), stride) => product(v, stride, x, out, <[_]>::convert_to_f32_slice),
+/// A stored float.
+pub(super) trait Stored: Copy + Send + Sync {
+    /// Writes values as f32.
+    fn widen(from: &[Self], to: &mut [f32]);
+}
+
+impl Stored for f32 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
     }
 }
 
-pub(super) fn ternary(weights: &Ternary, x: &Quantized, out: &mut [i32]) {
-    let (packed, row_bytes) = weights.packed();
-    let (values, stride, sums) = x.padded();
-    let mut codes = vec![0_i16; stride];
-    for (row, packed) in packed.chunks_exact(row_bytes).enumerate() {
-        for (bytes, codes) in packed.as_chunks::<BLOCK_BYTES>().0.iter().zip(codes.as_chunks_mut::<BLOCK>().0) {
-            for (p, byte) in bytes.iter().enumerate() {
-                let byte = i16::from(*byte);
-                codes[p] = byte & 3;
-                codes[p + BLOCK_BYTES] = (byte >> 2) & 3;
-                codes[p + 2 * BLOCK_BYTES] = (byte >> 4) & 3;
-                codes[p + 3 * BLOCK_BYTES] = byte >> 6;
-            }
-        }
-        for (token, values) in values.chunks_exact(stride).enumerate() {
-            // Products of 16-bit numbers, added in 32 bits: every vector unit has one instruction for that. Nothing
-            // wraps below 8 million columns; the word only keeps the overflow check from making the loop scalar.
-            let products = codes.iter().zip(values).map(|(code, value)| i32::from(*code) * i32::from(*value));
-            out[token * weights.rows() + row] = products.fold(0, i32::wrapping_add) - sums[token];
+impl Stored for f16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+impl Stored for bf16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+pub(super) fn dense<E: Stored>(DenseRows { elements, stride, x, .. }: DenseRows<'_, E>, out: &mut [f32]) {
+    let mut line = vec![0.0; stride];
+    let rows = elements.len() / stride;
+    for (row, stored) in elements.chunks_exact(stride).enumerate() {
+        E::widen(stored, &mut line);
+        for (token, x) in x.chunks_exact(stride).enumerate() {
+            out[token * rows + row] = dot(&line, x);
         }
     }
 }
 
-pub(super) fn quantise(x: &Rows, out: &mut Quantized) {
-    for token in 0..x.count() {
-        let row = x.row(token);
-        let scale = scale_of(row.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0));
-        if scale.is_nan() {
-            out.set(token, scale, 0);
-            continue;
+/// Sums of code × value of one panel for all tokens.
+pub(super) fn panel(panel: &[Block], tokens: &Tokens<'_>, out: &mut [[i32; PANEL]]) {
+    for (values, out) in tokens.values.chunks_exact(tokens.stride).zip(out) {
+        let mut lanes = [0_i32; BLOCK_BYTES];
+        for (Block(bytes), values) in panel.iter().zip(values.as_chunks::<COLUMNS>().0) {
+            let values = values.map(i16::from);
+            for (lanes, bytes) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                for k in 0..4 {
+                    let code = |j: u32| i16::from((bytes[k] >> (2 * j)) & 3);
+                    // At most 4 · 3 · 128: no sum of 16 bits wraps. Sums of 32 bits do not below `MOST_COLUMNS`; the
+                    // word only keeps the overflow check from making the loop scalar.
+                    let low = (code(0) * values[k]).wrapping_add(code(1) * values[4 + k]);
+                    let high = (code(2) * values[8 + k]).wrapping_add(code(3) * values[12 + k]);
+                    lanes[k] = lanes[k].wrapping_add(i32::from(low.wrapping_add(high)));
+                }
+            }
         }
-        let mut sum = 0;
-        for (to, from) in out.padded_row_mut(token).iter_mut().zip(row) {
-            let value = (from * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
-            *to = value;
-            sum += i32::from(value);
+        for (out, lanes) in out.iter_mut().zip(lanes.as_chunks::<4>().0) {
+            *out = lanes.iter().sum();
         }
-        out.set(token, scale, sum);
     }
+}
+
+/// `out = (product - sum) / divisor · factor`, the result of one token and one panel.
+#[inline(always)]
+pub(super) fn finish(products: &[i32; PANEL], sum: i32, divisor: f32, factor: f32, out: &mut [f32; PANEL]) {
+    for (out, product) in out.iter_mut().zip(products) {
+        *out = product.wrapping_sub(sum) as f32 / divisor * factor;
+    }
+}
+
+/// Quantises one row; returns its scale and the sum of its values.
+pub(super) fn quantise(row: &[f32], out: &mut [i8]) -> (f32, i32) {
+    let scale = scale_of(row.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0));
+    if scale.is_nan() {
+        out.fill(0);
+        return (scale, 0);
+    }
+    let mut sum = 0;
+    for (to, from) in out.iter_mut().zip(row) {
+        let value = (from * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
+        *to = value;
+        sum += i32::from(value);
+    }
+    (scale, sum)
 }
 
 /// The scale of a row whose largest magnitude has these bits. Bits of magnitudes order as the magnitudes do, with

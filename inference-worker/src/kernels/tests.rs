@@ -1,16 +1,13 @@
 //! Every path against plain arithmetic, and against the portable path, at odd shapes and at the limits of the types.
 
-use super::{Attention, Dense, Elements, Kernels, Quantized, Rows, Ternary};
+use super::{Attention, Cpu, Dense, DenseProduct, Elements, Kernels, Quantized, Rows, Ternary, TernaryProduct};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use std::convert::Infallible;
 
-fn every_path() -> Vec<Kernels> {
-    let mut paths = vec![Kernels::portable()];
-    if Kernels::detect() != Kernels::portable() {
-        paths.push(Kernels::detect());
-    }
-    paths
+/// Every path that this CPU runs, on one thread and on three.
+fn every_path() -> Vec<Cpu> {
+    Kernels::all().into_iter().flat_map(|kernels| [1, 3].map(|threads| Cpu::new(kernels, threads).unwrap())).collect()
 }
 
 fn ternary(rows: usize, columns: usize, weight: impl Fn(usize, usize) -> i8) -> Ternary {
@@ -36,11 +33,21 @@ fn check_ternary(rows: usize, columns: usize, weight: &dyn Fn(usize, usize) -> i
     let weights = ternary(rows, columns, weight);
     let x = Quantized::from_values(columns, values, &vec![1.0; values.len() / columns]);
     let expected = expected(weight, rows, columns, values);
-    for kernels in every_path() {
-        let mut out = vec![77; 3];
-        kernels.ternary(&weights, &x, &mut out);
-        let found: Vec<i64> = out.into_iter().map(i64::from).collect();
-        assert_eq!(found, expected, "{} {rows} x {columns}, {} tokens", kernels.name(), x.count());
+    for cpu in every_path() {
+        let found: Vec<i64> = cpu.integers(&x, &weights).into_iter().map(i64::from).collect();
+        let place = format!("{} {rows} x {columns}, {} tokens", cpu.kernels().name(), x.count());
+        assert_eq!(found, expected, "{place}");
+        // The same as floats, in a piece of work with another product.
+        let mut outs = [Rows::new(x.count(), rows), Rows::new(x.count(), rows)];
+        let [out, other] = &mut outs;
+        let product = |out, factor| TernaryProduct { weights: &weights, divisor: 1.0, factor, out };
+        cpu.ternary(&x, &mut [product(out, 1.0), product(other, 2.0)]);
+        for (row, expected) in expected.chunks_exact(rows).enumerate() {
+            for (i, expected) in expected.iter().enumerate() {
+                assert_eq!(outs[0].row(row)[i], *expected as f32, "{place}");
+                assert_eq!(outs[1].row(row)[i], *expected as f32 * 2.0, "{place}");
+            }
+        }
     }
 }
 
@@ -50,8 +57,8 @@ fn ternary_products_at_the_limits_are_exact() {
     for columns in [2560, 4096, 6912] {
         for value in [127, -128, -127] {
             for weight in [1, -1] {
-                for tokens in [1, 5] {
-                    check_ternary(5, columns, &|_, _| weight, &vec![value; columns * tokens]);
+                for tokens in [1, 5, 14] {
+                    check_ternary(37, columns, &|_, _| weight, &vec![value; columns * tokens]);
                 }
             }
         }
@@ -107,9 +114,9 @@ proptest! {
 
     #[test]
     fn ternary_products_are_exact_for_all_shapes(
-        (rows, columns, tokens) in (1_usize..10, 1_usize..270, 1_usize..7),
-        weights in proptest::collection::vec(-1_i8..=1, 9 * 269),
-        values in proptest::collection::vec(activation(), 6 * 269),
+        (rows, columns, tokens) in (1_usize..70, 1_usize..300, 1_usize..15),
+        weights in proptest::collection::vec(-1_i8..=1, 69 * 299),
+        values in proptest::collection::vec(activation(), 14 * 299),
     ) {
         check_ternary(rows, columns, &|row, column| weights[row * columns + column], &values[..columns * tokens]);
     }
@@ -128,17 +135,17 @@ proptest! {
             }
         }
         let x = rows_of(width, &values);
-        for kernels in every_path() {
+        for cpu in every_path() {
             let mut out = Quantized::default();
-            kernels.quantise(&x, &mut out);
+            cpu.quantise(&mut x.clone(), &mut out);
             for (token, row) in values.chunks_exact(width).enumerate() {
                 let scale = 127.0 / row.iter().fold(0.0_f32, |m, v| m.max(v.abs())).max(1e-5);
                 prop_assert_eq!(out.scale(token), scale);
                 let expected: Vec<i8> =
                     row.iter().map(|v| (v * scale).round_ties_even().clamp(-128.0, 127.0) as i8).collect();
-                prop_assert_eq!(out.row(token), &expected[..], "{}", kernels.name());
-                let (padded, stride, sums) = out.padded();
-                prop_assert_eq!(sums[token], expected.iter().map(|v| i32::from(*v)).sum::<i32>());
+                prop_assert_eq!(out.row(token), &expected[..], "{}", cpu.kernels().name());
+                let (padded, stride) = out.padded();
+                prop_assert_eq!(out.sum(token), expected.iter().map(|v| i32::from(*v)).sum::<i32>());
                 prop_assert!(padded[token * stride + width..(token + 1) * stride].iter().all(|v| *v == 0));
             }
         }
@@ -146,9 +153,9 @@ proptest! {
 
     #[test]
     fn float_products_are_close_on_every_path_and_do_not_depend_on_the_batch(
-        (rows, columns, tokens) in (1_usize..20, 1_usize..70, 1_usize..10),
-        weights in proptest::collection::vec(-2.0_f32..2.0, 20 * 70),
-        values in proptest::collection::vec(-2.0_f32..2.0, 10 * 70),
+        (rows, columns, tokens) in (1_usize..70, 1_usize..70, 1_usize..15),
+        weights in proptest::collection::vec(-2.0_f32..2.0, 70 * 70),
+        values in proptest::collection::vec(-2.0_f32..2.0, 15 * 70),
     ) {
         let weights = &weights[..rows * columns];
         let stored = [
@@ -160,13 +167,14 @@ proptest! {
         for elements in &stored {
             let matrix = Dense::new(rows, columns, elements);
             let mut line = vec![0.0; columns];
-            for kernels in every_path() {
+            for cpu in every_path() {
                 let mut out = Rows::new(tokens, rows);
-                kernels.dense(&matrix, &x, &mut out);
+                cpu.dense(&x, &mut [DenseProduct { weights: &matrix, out: &mut out }]);
                 for token in 0..tokens {
                     let mut single = Rows::new(1, rows);
-                    kernels.dense(&matrix, &rows_of(columns, x.row(token)), &mut single);
-                    prop_assert_eq!(single.row(0), out.row(token), "{}", kernels.name());
+                    let alone = rows_of(columns, x.row(token));
+                    cpu.dense(&alone, &mut [DenseProduct { weights: &matrix, out: &mut single }]);
+                    prop_assert_eq!(single.row(0), out.row(token), "{}", cpu.kernels().name());
                     for row in 0..rows {
                         matrix.read_row(row, &mut line);
                         let terms = line.iter().zip(x.row(token)).map(|(w, x)| f64::from(*w) * f64::from(*x));
@@ -194,7 +202,7 @@ proptest! {
             .collect();
         let total: f64 = scores.iter().sum();
         let mut results = Vec::new();
-        for kernels in every_path() {
+        for kernels in Kernels::all() {
             let mut out = vec![9.0; width];
             kernels.attend(&input, &mut vec![1.0; 3], &mut out);
             for (i, found) in out.iter().enumerate() {
@@ -209,12 +217,13 @@ proptest! {
 
 #[test]
 fn what_is_not_finite_stays_visible() {
-    for kernels in every_path() {
+    for cpu in every_path() {
+        let kernels = cpu.kernels();
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut values = vec![1.0; 40];
             values[33] = bad;
             let mut out = Quantized::default();
-            kernels.quantise(&rows_of(20, &values), &mut out);
+            cpu.quantise(&mut rows_of(20, &values), &mut out);
             assert!(out.scale(0).is_finite() && out.scale(1).is_nan(), "{} {bad}", kernels.name());
             assert!(out.row(1).iter().all(|v| *v == 0));
         }

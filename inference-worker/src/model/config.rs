@@ -21,7 +21,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// No dimension of a real model is larger; a larger one is a damaged file.
-const LARGEST: usize = 1 << 24;
+const LARGEST: usize = crate::kernels::MOST_COLUMNS;
 
 /// Shape and arithmetic of a model.
 #[derive(Debug, Clone, PartialEq)]

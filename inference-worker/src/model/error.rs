@@ -48,6 +48,9 @@ pub enum LoadError {
         #[source]
         source: safetensors::SafeTensorError,
     },
+    /// The operating system gave no threads for the forward pass.
+    #[error("the threads of the forward pass did not start; ask for fewer threads, or raise the limit of processes")]
+    Threads(#[source] std::io::Error),
     /// A tensor is missing, superfluous, or not what the configuration asks for.
     #[error("{}: tensor `{tensor}` {fault}", path.display())]
     Tensor {

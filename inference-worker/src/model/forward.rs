@@ -1,8 +1,8 @@
 //! The forward pass, in f32, for a batch of steps of any lengths.
 
-use super::linear::Input;
+use super::linear::{Input, apply};
 use super::{Activation, ForwardError, KvCache, Layer, Model, ModelConfig};
-use crate::kernels::{Attention, Rows};
+use crate::kernels::{Attention, DenseProduct, Rows};
 
 /// Tokens to append to one sequence, and what to compute from them.
 pub struct Step<'a> {
@@ -78,15 +78,14 @@ struct Scratch {
     gated: Input,
     /// Output of the last projection of each half layer.
     delta: Rows,
-    scores: Vec<f32>,
     /// Cosine and sine for each token, `head_dim / 2` each.
     angles: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
 impl Model {
-    /// Runs all steps as one batch, so that weights are read once, on the calling thread. Each step appends its tokens
-    /// to its cache and gets the logits it wants. A step's result does not depend, in any bit, on the other steps or on
-    /// how its sequence was cut into steps.
+    /// Runs all steps as one batch, so that weights are read once, on the calling thread and the model's helpers. Each
+    /// step appends its tokens to its cache and gets the logits it wants. A step's result does not depend, in any bit, on
+    /// the other steps, on how its sequence was cut into steps, or on the number of threads.
     ///
     /// # Errors
     /// [`ForwardError`] names the first bad step; then no cache has changed.
@@ -118,61 +117,71 @@ impl Model {
     }
 
     fn attention(&self, index: usize, layer: &Layer, steps: &mut [Step<'_>], hidden: &mut Rows, scratch: &mut Scratch) {
-        let (config, kernels) = (&self.config, self.kernels);
-        let Scratch { normed, query, key, value, attended, delta, scores, angles, .. } = scratch;
-        normalise(hidden, &layer.input_norm, config.rms_eps, &mut normed.rows);
-        normed.ready(kernels, &layer.query);
-        layer.query.apply(kernels, normed, query);
-        layer.key.apply(kernels, normed, key);
-        layer.value.apply(kernels, normed, value);
-        let scale = (config.head_dim as f32).sqrt().recip();
-        let group = config.heads / config.kv_heads;
+        let (config, cpu) = (&self.config, &self.cpu);
+        let Scratch { normed, query, key, value, attended, delta, angles, .. } = scratch;
+        normed.finish(cpu, &layer.query, &|row, out| {
+            normalise(hidden.row(row), &layer.input_norm, config.rms_eps, out);
+        });
+        apply(cpu, [&layer.query, &layer.key, &layer.value], normed, [query, key, value]);
         let mut row = 0;
-        for step in steps {
+        for step in &mut *steps {
             let start = step.cache.len();
             for position in start..start + step.tokens.len() {
                 rotate(query.row_mut(row), config.head_dim, &angles[row]);
                 rotate(key.row_mut(row), config.head_dim, &angles[row]);
                 step.cache.write(index, position, key.row(row), value.row(row));
-                let out = attended.rows.row_mut(row).chunks_exact_mut(config.head_dim);
-                for (head, (query, out)) in query.row(row).chunks_exact(config.head_dim).zip(out).enumerate() {
-                    let (keys, values) = step.cache.read(index, head / group, position + 1);
-                    kernels.attend(&Attention { query, keys, values, scale }, scores, out);
-                }
                 row += 1;
             }
         }
-        if let Some(norm) = &layer.attention_sub_norm {
-            normalise_in_place(&mut attended.rows, norm, config.rms_eps);
-        }
-        attended.ready(kernels, &layer.output);
-        layer.output.apply(kernels, attended, delta);
+        // Cache and number of visible positions of each row.
+        let visible: Vec<(&KvCache, usize)> = steps
+            .iter()
+            .flat_map(|step| (0..step.tokens.len()).map(|i| (&*step.cache, step.cache.len() + i + 1)))
+            .collect();
+        let scale = (config.head_dim as f32).sqrt().recip();
+        let group = config.heads / config.kv_heads;
+        let longest = visible.iter().map(|(_, count)| *count).max().unwrap_or(0);
+        let work = 2 * group * config.head_dim * longest;
+        cpu.each_part(attended.rows_mut(), config.kv_heads, work, &|row, head, out| {
+            let (cache, count) = visible[row];
+            let (keys, values) = cache.read(index, head, count);
+            let from = head * group * config.head_dim;
+            let queries = query.row(row)[from..from + out.len()].chunks_exact(config.head_dim);
+            let mut scores = Vec::with_capacity(count);
+            for (query, out) in queries.zip(out.chunks_exact_mut(config.head_dim)) {
+                cpu.kernels().attend(&Attention { query, keys, values, scale }, &mut scores, out);
+            }
+        });
+        attended.finish(cpu, &layer.output, &|_, row| {
+            if let Some(norm) = &layer.attention_sub_norm {
+                normalise_in_place(row, norm, config.rms_eps);
+            }
+        });
+        apply(cpu, [&layer.output], attended, [delta]);
         add(hidden, delta);
     }
 
     fn feed_forward(&self, layer: &Layer, hidden: &mut Rows, scratch: &mut Scratch) {
-        let (config, kernels) = (&self.config, self.kernels);
+        let (config, cpu) = (&self.config, &self.cpu);
         let Scratch { normed, gate, up, gated, delta, .. } = scratch;
-        normalise(hidden, &layer.post_attention_norm, config.rms_eps, &mut normed.rows);
-        normed.ready(kernels, &layer.gate);
-        layer.gate.apply(kernels, normed, gate);
-        layer.up.apply(kernels, normed, up);
-        for row in 0..gate.count() {
-            let pairs = gate.row(row).iter().zip(up.row(row));
-            let out = gated.rows.row_mut(row).iter_mut().zip(pairs);
+        normed.finish(cpu, &layer.gate, &|row, out| {
+            normalise(hidden.row(row), &layer.post_attention_norm, config.rms_eps, out);
+        });
+        apply(cpu, [&layer.gate, &layer.up], normed, [gate, up]);
+        gated.finish(cpu, &layer.down, &|row, out| {
+            let pairs = out.iter_mut().zip(gate.row(row).iter().zip(up.row(row)));
             match config.activation {
                 // A comparison, not `max`, which would turn NaN into 0.
                 Activation::Relu2 => {
-                    out.for_each(|(o, (g, u))| *o = if *g < 0.0 { 0.0 } else { g * g } * u);
+                    pairs.for_each(|(o, (g, u))| *o = if *g < 0.0 { 0.0 } else { g * g } * u);
                 }
-                Activation::Silu => out.for_each(|(o, (g, u))| *o = g / (1.0 + (-g).exp()) * u),
+                Activation::Silu => pairs.for_each(|(o, (g, u))| *o = g / (1.0 + (-g).exp()) * u),
             }
-        }
-        if let Some(norm) = &layer.ffn_sub_norm {
-            normalise_in_place(&mut gated.rows, norm, config.rms_eps);
-        }
-        gated.ready(kernels, &layer.down);
-        layer.down.apply(kernels, gated, delta);
+            if let Some(norm) = &layer.ffn_sub_norm {
+                normalise_in_place(out, norm, config.rms_eps);
+            }
+        });
+        apply(cpu, [&layer.down], gated, [delta]);
         add(hidden, delta);
     }
 
@@ -182,13 +191,14 @@ impl Model {
         let (mut start, mut to) = (0, 0);
         for (step, wanted) in steps.iter().zip(&wanted) {
             for position in wanted {
-                normalise_row(hidden.row(start + position), &self.norm, self.config.rms_eps, normed.row_mut(to));
+                normalise(hidden.row(start + position), &self.norm, self.config.rms_eps, normed.row_mut(to));
                 to += 1;
             }
             start += step.tokens.len();
         }
         let mut logits = Rows::new(normed.count(), self.config.vocab_size);
-        self.kernels.dense(self.head.as_ref().unwrap_or(&self.embedding), &normed, &mut logits);
+        let weights = self.head.as_ref().unwrap_or(&self.embedding);
+        self.cpu.dense(&normed, &mut [DenseProduct { weights, out: &mut logits }]);
         let mut from = 0;
         for (step, wanted) in steps.iter_mut().zip(&wanted) {
             step.logits.clear();
@@ -212,7 +222,6 @@ impl Scratch {
             up: Rows::new(count, config.intermediate_size),
             gated: Input::new(count, config.intermediate_size),
             delta: Rows::new(count, config.hidden_size),
-            scores: Vec::new(),
             angles: Vec::new(),
         }
     }
@@ -239,19 +248,12 @@ fn rotate(row: &mut [f32], head_dim: usize, (cos, sin): &(Vec<f32>, Vec<f32>)) {
     }
 }
 
-fn normalise(x: &Rows, weight: &[f32], eps: f32, out: &mut Rows) {
-    (0..x.count()).for_each(|row| normalise_row(x.row(row), weight, eps, out.row_mut(row)));
+fn normalise_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+    let factor = rms_factor(x, eps);
+    x.iter_mut().zip(weight).for_each(|(x, w)| *x = w * (*x * factor));
 }
 
-fn normalise_in_place(x: &mut Rows, weight: &[f32], eps: f32) {
-    for row in 0..x.count() {
-        let row = x.row_mut(row);
-        let factor = rms_factor(row, eps);
-        row.iter_mut().zip(weight).for_each(|(x, w)| *x = w * (*x * factor));
-    }
-}
-
-fn normalise_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let factor = rms_factor(x, eps);
     out.iter_mut().zip(x).zip(weight).for_each(|((out, x), w)| *out = w * (x * factor));
 }

@@ -1,7 +1,7 @@
-//! One linear layer, plain or ternary.
+//! Linear layers, plain or ternary.
 
 use super::ScaleRule;
-use crate::kernels::{Dense, Kernels, Quantized, Rows, Ternary};
+use crate::kernels::{Cpu, Dense, DenseProduct, Quantized, Rows, Ternary, TernaryProduct};
 
 /// Weights of one linear layer without bias.
 #[derive(Debug)]
@@ -13,20 +13,28 @@ pub(super) enum Linear {
 /// Input of one or several linear layers, quantised at most once for all of them.
 #[derive(Debug)]
 pub(super) struct Input {
-    pub(super) rows: Rows,
+    rows: Rows,
     quantized: Quantized,
-    products: Vec<i32>,
 }
 
 impl Input {
     pub(super) fn new(count: usize, width: usize) -> Self {
-        Self { rows: Rows::new(count, width), quantized: Quantized::default(), products: Vec::new() }
+        Self { rows: Rows::new(count, width), quantized: Quantized::default() }
     }
 
-    /// To be called after `rows` were written and before [`Linear::apply`].
-    pub(super) fn ready(&mut self, kernels: Kernels, for_layer: &Linear) {
-        if matches!(for_layer, Linear::Ternary { .. }) {
-            kernels.quantise(&self.rows, &mut self.quantized);
+    /// The rows, to be written in parts; [`Input::finish`] must follow.
+    pub(super) fn rows_mut(&mut self) -> &mut Rows {
+        &mut self.rows
+    }
+
+    /// Calls `fill` for each row, and gets it ready for this layer and those of its kind.
+    pub(super) fn finish(&mut self, cpu: &Cpu, for_layer: &Linear, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        match for_layer {
+            Linear::Ternary { .. } => cpu.fill_and_quantise(&mut self.rows, &mut self.quantized, fill),
+            Linear::Dense(_) => {
+                let work = self.rows.width();
+                cpu.each_part(&mut self.rows, 1, work, &|row, _, cells| fill(row, cells));
+            }
         }
     }
 }
@@ -39,24 +47,42 @@ impl Linear {
         }
     }
 
-    /// `out = input · weightsᵀ` for all rows.
-    pub(super) fn apply(&self, kernels: Kernels, input: &mut Input, out: &mut Rows) {
+    /// Bytes that a product reads.
+    pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Dense(weights) => kernels.dense(weights, &input.rows, out),
-            Self::Ternary { weights, scale, rule } => {
-                kernels.ternary(weights, &input.quantized, &mut input.products);
-                for (token, products) in input.products.chunks_exact(weights.rows()).enumerate() {
-                    let factor = input.quantized.scale(token);
-                    let out = out.row_mut(token).iter_mut().zip(products);
-                    match rule {
-                        ScaleRule::Multiply => out.for_each(|(y, p)| *y = *p as f32 / factor * scale),
-                        ScaleRule::Divide => {
-                            let factor = factor * scale;
-                            out.for_each(|(y, p)| *y = *p as f32 / factor);
-                        }
-                    }
-                }
+            Self::Dense(weights) => weights.bytes(),
+            Self::Ternary { weights, .. } => weights.bytes(),
+        }
+    }
+
+    /// Multiply-adds per token.
+    pub(super) fn products(&self) -> usize {
+        match self {
+            Self::Dense(weights) => weights.rows() * weights.columns(),
+            Self::Ternary { weights, .. } => weights.rows() * weights.columns(),
+        }
+    }
+}
+
+/// `out = input · weightsᵀ` of several layers, as one piece of work for all threads.
+pub(super) fn apply<const N: usize>(cpu: &Cpu, layers: [&Linear; N], input: &Input, outs: [&mut Rows; N]) {
+    let (mut dense, mut ternary) = (Vec::with_capacity(N), Vec::with_capacity(N));
+    for (layer, out) in layers.into_iter().zip(outs) {
+        match layer {
+            Linear::Dense(weights) => dense.push(DenseProduct { weights, out }),
+            Linear::Ternary { weights, scale, rule } => {
+                let (divisor, factor) = match rule {
+                    ScaleRule::Multiply => (1.0, *scale),
+                    ScaleRule::Divide => (*scale, 1.0),
+                };
+                ternary.push(TernaryProduct { weights, divisor, factor, out });
             }
         }
+    }
+    if !dense.is_empty() {
+        cpu.dense(&input.rows, &mut dense);
+    }
+    if !ternary.is_empty() {
+        cpu.ternary(&input.quantized, &mut ternary);
     }
 }

@@ -3,7 +3,7 @@
 use super::linear::Linear;
 use super::weights::{Shards, Tensors};
 use super::{Layer, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule, TensorFault};
-use crate::kernels::{Dense, Elements, Kernels, Ternary};
+use crate::kernels::{Dense, Elements, Ternary};
 use half::{bf16, f16};
 use std::path::Path;
 
@@ -53,8 +53,7 @@ impl Model {
             layers.push(source.layer(index)?);
         }
         source.tensors.finish()?;
-        let kernels = options.kernels.unwrap_or_else(Kernels::detect);
-        Ok(Self { config, kernels, embedding, layers, norm, head })
+        Ok(Self { config, cpu: options.cpu()?, embedding, layers, norm, head })
     }
 }
 

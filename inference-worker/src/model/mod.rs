@@ -2,9 +2,10 @@
 //!
 //! A model is a directory as on the Hugging Face hub: config.json, one or several safetensors files, and for serving
 //! tokenizer.json. [`Model::load`] reads it, [`Model::forward`] runs batches of [`Step`]s, each with its own
-//! [`KvCache`]; [`Text`] turns text into token ids and back. A forward pass runs on the calling thread.
+//! [`KvCache`]; [`Text`] turns text into token ids and back. A forward pass runs on the calling thread and, where
+//! [`LoadOptions::threads`] asks for them, on helpers of the model.
 //!
-//! What is not here: sampling, scheduling, threads.
+//! What is not here: sampling, scheduling.
 
 mod cache;
 mod config;
@@ -13,6 +14,7 @@ mod error;
 mod forward;
 mod linear;
 mod load;
+mod random;
 mod text;
 mod weights;
 
@@ -23,10 +25,11 @@ pub use digest::digest;
 pub(crate) use digest::hex;
 pub use error::{ForwardError, LoadError, TensorFault, TextError};
 pub use forward::{Step, Want};
+pub use random::{Precision, Shape};
 pub use text::{ChatMessage, Text, TextStream};
 pub(crate) use weights::{Shards, Tensor as StoredTensor};
 
-use crate::kernels::{Dense, Kernels};
+use crate::kernels::{Cpu, Dense, Kernels};
 use linear::Linear;
 
 /// How to load a model.
@@ -36,13 +39,22 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Kernels to use instead of the fastest that the CPU runs.
     pub kernels: Option<Kernels>,
+    /// Threads of a forward pass, the calling one included [default: 1].
+    pub threads: Option<usize>,
+}
+
+impl LoadOptions {
+    fn cpu(&self) -> Result<Cpu, LoadError> {
+        let kernels = self.kernels.unwrap_or_else(Kernels::detect);
+        Cpu::new(kernels, self.threads.unwrap_or(1)).map_err(LoadError::Threads)
+    }
 }
 
 /// A loaded model. Immutable: threads may share it.
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
-    kernels: Kernels,
+    cpu: Cpu,
     embedding: Dense,
     layers: Vec<Layer>,
     norm: Vec<f32>,
@@ -83,9 +95,40 @@ impl Model {
         if all.all(|other| other == first) { first } else { "mixed" }
     }
 
-    /// Name of the kernels in use: `avx2` or `portable`.
+    /// Name of the kernels in use, as [`Kernels::name`].
     pub fn kernel(&self) -> &'static str {
-        self.kernels.name()
+        self.cpu.kernels().name()
+    }
+
+    /// Kernels and threads in use.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// Changes the number of threads of a forward pass.
+    ///
+    /// # Errors
+    /// [`LoadError::Threads`]; then nothing has changed.
+    pub fn set_threads(&mut self, threads: usize) -> Result<(), LoadError> {
+        self.cpu = Cpu::new(self.cpu.kernels(), threads).map_err(LoadError::Threads)?;
+        Ok(())
+    }
+
+    /// Bytes of weights that a pass reads, with logits for at least one token.
+    pub fn bytes_per_pass(&self) -> usize {
+        self.linears().map(Linear::bytes).sum::<usize>() + self.head.as_ref().unwrap_or(&self.embedding).bytes()
+    }
+
+    /// Multiply-adds of the decoder's linear layers per token, and of the head per row of logits.
+    pub fn products_per_token(&self) -> (usize, usize) {
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        (self.linears().map(Linear::products).sum(), head.rows() * head.columns())
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(|layer| {
+            [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down]
+        })
     }
 
     /// An empty cache for one sequence of at most `capacity` tokens; the model's context bounds it.

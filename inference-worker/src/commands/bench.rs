@@ -1,0 +1,290 @@
+//! `inference-worker bench`: speed of prompts and of decoding, beside what the machine could do.
+
+use anyhow::{Context, bail, ensure};
+use inference_worker::model::{KvCache, LoadOptions, Model, Precision, Shape, Step, Want};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model directories: config.json and safetensors.
+    #[arg(long, value_name = "DIR", num_args = 1.., required_unless_present = "shape")]
+    model: Vec<PathBuf>,
+    /// Models with random weights: demo, large, 2b-4t, 3b, falcon-e-1b, falcon-e-3b, 8b.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    shape: Vec<String>,
+    /// Weights of random models.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "ternary")]
+    precision: Vec<RandomPrecision>,
+    /// Lengths of prompts to time (pp); 0: none.
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "128")]
+    prompt: Vec<usize>,
+    /// Tokens to decode (tg); 0: none.
+    #[arg(short = 'n', long, value_delimiter = ',', default_value = "32")]
+    decode: Vec<usize>,
+    /// Sequences that are decoded together.
+    #[arg(short = 'b', long, value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
+    /// Tokens that a sequence holds before it is decoded on.
+    #[arg(short = 'd', long, default_value_t = 0)]
+    depth: usize,
+    /// Prompt tokens that one pass reads at most.
+    #[arg(long, default_value_t = 512)]
+    chunk: usize,
+    /// Threads [default: the CPUs at hand].
+    #[arg(short = 't', long, value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// Repetitions; the table shows the median and the fastest.
+    #[arg(short = 'r', long, default_value_t = 5)]
+    repetitions: usize,
+    /// How results are written.
+    #[arg(short = 'o', long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum RandomPrecision {
+    Ternary,
+    Fp16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// A model to time, not loaded yet.
+enum Subject<'a> {
+    Directory(&'a Path),
+    Random(Shape, Precision),
+}
+
+impl Subject<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Directory(dir) => dir.display().to_string(),
+            Self::Random(shape, _) => format!("random {}", shape.name),
+        }
+    }
+
+    fn load(&self, options: &LoadOptions) -> anyhow::Result<Model> {
+        match self {
+            Self::Directory(dir) => {
+                Model::load(dir, options).with_context(|| format!("cannot load the model in {}", dir.display()))
+            }
+            Self::Random(shape, precision) => Ok(Model::random(*shape, *precision, 1, options)?),
+        }
+    }
+}
+
+/// What the machine does at most, measured in this run.
+struct Machine {
+    read: f64,
+    products: Option<f64>,
+}
+
+/// One line of the table.
+#[derive(serde::Serialize)]
+struct Line {
+    model: String,
+    precision: &'static str,
+    kernel: &'static str,
+    threads: usize,
+    test: String,
+    n_prompt: usize,
+    n_gen: usize,
+    batch: usize,
+    depth: usize,
+    /// Tokens per second, all sequences together, per repetition.
+    samples_ts: Vec<f64>,
+    median_ts: f64,
+    best_ts: f64,
+    /// Bytes of weights that one pass reads.
+    weight_bytes: usize,
+    /// Bytes of weights over time, at the median.
+    gb_per_s: f64,
+    /// Memory read by the same threads in this run, nothing else done.
+    read_gb_per_s: f64,
+    read_share: f64,
+    /// Multiply-adds of linear layers and head over time, at the median.
+    gmac_per_s: f64,
+    /// The instruction of ternary products alone; none for portable kernels.
+    peak_gmac_per_s: Option<f64>,
+    peak_share: Option<f64>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(args.repetitions > 0 && args.chunk > 0, "--repetitions and --chunk must be at least 1");
+    let threads = if args.threads.is_empty() { vec![super::cpus()] } else { args.threads.clone() };
+    ensure!(!threads.contains(&0) && !args.batch.contains(&0), "--threads and --batch must be at least 1");
+    let mut subjects: Vec<Subject<'_>> = args.model.iter().map(|dir| Subject::Directory(dir)).collect();
+    for name in &args.shape {
+        let Some(shape) = Shape::find(name) else {
+            let known: Vec<&str> = Shape::ALL.iter().map(|shape| shape.name).collect();
+            bail!("--shape must be one of {} but is {name}", known.join(", "));
+        };
+        subjects.extend(args.precision.iter().map(|precision| {
+            let precision = match precision {
+                RandomPrecision::Ternary => Precision::Ternary,
+                RandomPrecision::Fp16 => Precision::F16,
+                RandomPrecision::Bf16 => Precision::Bf16,
+            };
+            Subject::Random(shape, precision)
+        }));
+    }
+    let mut lines = Vec::new();
+    if args.output == Output::Table {
+        println!("{}", heading());
+    }
+    for subject in &subjects {
+        let mut model = subject.load(&LoadOptions::default())?;
+        for &threads in &threads {
+            model.set_threads(threads)?;
+            let cpu = model.cpu();
+            let machine =
+                Machine { read: cpu.read_bandwidth(args.repetitions), products: cpu.peak_products(args.repetitions) };
+            for test in tests(args) {
+                let line = time(&model, subject.name(), &test, args, &machine)?;
+                if args.output == Output::Table {
+                    println!("{}", row(&line));
+                }
+                lines.push(line);
+            }
+        }
+    }
+    if args.output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(&lines)?);
+    }
+    Ok(())
+}
+
+/// What is timed: a prompt, or decoding.
+#[derive(Clone, Copy)]
+enum Test {
+    Prompt(usize),
+    Decode { tokens: usize, batch: usize },
+}
+
+fn tests(args: &Args) -> Vec<Test> {
+    let prompts = args.prompt.iter().filter(|n| **n > 0).map(|n| Test::Prompt(*n));
+    let decodes = args
+        .decode
+        .iter()
+        .filter(|n| **n > 0)
+        .flat_map(|tokens| args.batch.iter().map(|batch| Test::Decode { tokens: *tokens, batch: *batch }));
+    prompts.chain(decodes).collect()
+}
+
+fn time(model: &Model, name: String, test: &Test, args: &Args, machine: &Machine) -> anyhow::Result<Line> {
+    let (n_prompt, n_gen, batch, depth) = match *test {
+        Test::Prompt(tokens) => (tokens, 0, 1, 0),
+        Test::Decode { tokens, batch } => (0, tokens, batch, args.depth),
+    };
+    let room = depth + n_prompt + n_gen;
+    let context = model.config().context;
+    ensure!(room <= context, "{room} positions are asked for but the model's context is {context}; ask for fewer");
+    let vocabulary = model.config().vocab_size as u32;
+    let text: Vec<u32> = (0..room as u32).map(|i| (i * 37 + 11) % vocabulary).collect();
+    let mut caches: Vec<KvCache> = (0..batch).map(|_| model.new_cache(room)).collect();
+    for cache in &mut caches {
+        read(model, cache, &text[..depth], args.chunk)?;
+    }
+    let mut samples_ts = Vec::with_capacity(args.repetitions);
+    // The first round touches the memory of caches and buffers; it is not counted.
+    for round in 0..=args.repetitions {
+        let start = Instant::now();
+        match *test {
+            Test::Prompt(_) => read(model, &mut caches[0], &text, args.chunk)?,
+            Test::Decode { .. } => {
+                for token in &text[depth..] {
+                    let tokens = std::slice::from_ref(token);
+                    let mut steps: Vec<Step<'_>> =
+                        caches.iter_mut().map(|cache| Step::new(cache, tokens, Want::Last)).collect();
+                    model.forward(&mut steps)?;
+                }
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        if round > 0 {
+            samples_ts.push(((n_prompt + n_gen) * batch) as f64 / seconds);
+        }
+        for cache in &mut caches {
+            cache.truncate(depth);
+        }
+    }
+    let mut sorted = samples_ts.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median_ts = sorted[sorted.len() / 2];
+    let (layers, head) = model.products_per_token();
+    // Tokens per pass, rows of logits per token.
+    let (per_pass, per_token) = match *test {
+        Test::Prompt(tokens) => (tokens.min(args.chunk), 1.0 / tokens as f64),
+        Test::Decode { batch, .. } => (batch, 1.0),
+    };
+    let gb_per_s = model.bytes_per_pass() as f64 * median_ts / per_pass as f64 / 1e9;
+    let gmac_per_s = (layers as f64 + head as f64 * per_token) * median_ts / 1e9;
+    Ok(Line {
+        model: name,
+        precision: model.precision(),
+        kernel: model.kernel(),
+        threads: model.cpu().pool().threads(),
+        test: match *test {
+            Test::Prompt(tokens) => format!("pp{tokens}"),
+            Test::Decode { tokens, .. } if depth > 0 => format!("tg{tokens}@{depth}"),
+            Test::Decode { tokens, .. } => format!("tg{tokens}"),
+        },
+        n_prompt,
+        n_gen,
+        batch,
+        depth,
+        median_ts,
+        best_ts: sorted[sorted.len() - 1],
+        samples_ts,
+        weight_bytes: model.bytes_per_pass(),
+        gb_per_s,
+        read_gb_per_s: machine.read / 1e9,
+        read_share: gb_per_s * 1e9 / machine.read,
+        gmac_per_s,
+        peak_gmac_per_s: machine.products.map(|peak| peak / 1e9),
+        peak_share: machine.products.map(|peak| gmac_per_s * 1e9 / peak),
+    })
+}
+
+/// Reads a prompt in passes of at most `chunk` tokens; the last one gives logits.
+fn read(model: &Model, cache: &mut KvCache, text: &[u32], chunk: usize) -> anyhow::Result<()> {
+    let mut chunks = text.chunks(chunk).peekable();
+    while let Some(tokens) = chunks.next() {
+        let want = if chunks.peek().is_none() { Want::Last } else { Want::Nothing };
+        model.forward(&mut [Step::new(cache, tokens, want)])?;
+    }
+    Ok(())
+}
+
+fn heading() -> String {
+    let names = "| model | weights | kernel | threads | test | batch | tok/s median | best | GB/s | of read | GMAC/s | of peak |";
+    let columns = names.matches('|').count() - 1;
+    format!("{names}\n|{}", "---|".repeat(columns))
+}
+
+fn row(line: &Line) -> String {
+    let peak = line.peak_share.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0));
+    format!(
+        "| {} | {}, {:.0} MB | {} | {} | {} | {} | {:.2} | {:.2} | {:.1} | {:.0} % of {:.1} | {:.1} | {peak} |",
+        line.model,
+        line.precision,
+        line.weight_bytes as f64 / 1e6,
+        line.kernel,
+        line.threads,
+        line.test,
+        line.batch,
+        line.median_ts,
+        line.best_ts,
+        line.gb_per_s,
+        line.read_share * 100.0,
+        line.read_gb_per_s,
+        line.gmac_per_s,
+    )
+}

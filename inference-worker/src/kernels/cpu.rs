@@ -1,0 +1,237 @@
+//! Kernels on several threads.
+
+use super::rows::Cells;
+use super::ternary::PANEL;
+use super::{Dense, Kernels, Pool, Quantized, Rows, TOKENS, Ternary, Tokens};
+
+/// Multiply-adds below which a product is not worth waking a thread: some microseconds.
+const WORTH_THREADS: usize = 1 << 19;
+/// A float that is normalised and quantised takes about as long as so many multiply-adds.
+const ROW_WORK: usize = 32;
+/// Panels that a thread takes at once: some microseconds, and long enough a stretch to be streamed.
+const PANELS: usize = 4;
+
+/// A CPU: instruction set and threads.
+#[derive(Debug)]
+pub struct Cpu {
+    kernels: Kernels,
+    pool: Pool,
+}
+
+/// One product of quantised rows with a ternary matrix.
+pub struct TernaryProduct<'a> {
+    /// The matrix.
+    pub weights: &'a Ternary,
+    /// Each result is the integer product over `row scale × divisor`, times `factor`.
+    pub divisor: f32,
+    /// See `divisor`.
+    pub factor: f32,
+    /// Receives one row per token.
+    pub out: &'a mut Rows,
+}
+
+/// One product of rows with a matrix of floats.
+pub struct DenseProduct<'a> {
+    /// The matrix.
+    pub weights: &'a Dense,
+    /// Receives one row per token.
+    pub out: &'a mut Rows,
+}
+
+impl Cpu {
+    /// These kernels on so many threads, the calling one included.
+    ///
+    /// # Errors
+    /// If the operating system gives no thread.
+    pub fn new(kernels: Kernels, threads: usize) -> std::io::Result<Self> {
+        Ok(Self { kernels, pool: Pool::new(threads)? })
+    }
+
+    /// The instruction set.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Several products of the same rows, as one piece of work.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn ternary(&self, x: &Quantized, products: &mut [TernaryProduct<'_>]) {
+        let mut total = 0;
+        let parts: Vec<_> = products
+            .iter_mut()
+            .map(|product| {
+                let TernaryProduct { weights, divisor, factor, out } = product;
+                assert!(weights.columns() == x.width() && weights.rows() == out.width() && x.count() == out.count());
+                total += weights.panels();
+                (*weights, *divisor, *factor, out.cells(false))
+            })
+            .collect();
+        self.split(total, PANELS, PANEL * x.width() * x.count(), &|panels| {
+            for panel in panels {
+                let (mut panel, mut part) = (panel, 0);
+                while panel >= parts[part].0.panels() {
+                    panel -= parts[part].0.panels();
+                    part += 1;
+                }
+                let (weights, divisor, factor, cells) = &parts[part];
+                // SAFETY: each panel of each product is in one range only, so its cells are written once.
+                unsafe { self.ternary_panel(x, weights, panel, (*divisor, *factor), cells) };
+            }
+        });
+    }
+
+    /// # Safety
+    /// Nobody else has the cells of this panel's rows.
+    unsafe fn ternary_panel(
+        &self,
+        x: &Quantized,
+        weights: &Ternary,
+        panel: usize,
+        (divisor, factor): (f32, f32),
+        cells: &Cells<'_, f32>,
+    ) {
+        let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
+        let mut line = [0.0; PANEL];
+        self.panel(x, weights, panel, |token, products| {
+            let sum = x.sum(token);
+            self.kernels.finish(products, sum, x.scale(token) * divisor, factor, &mut line);
+            // SAFETY: the caller's promise.
+            unsafe { cells.part_mut(token, first, rows) }.copy_from_slice(&line[..rows]);
+        });
+    }
+
+    /// Sums of code × value of one panel, token by token.
+    fn panel(&self, x: &Quantized, weights: &Ternary, panel: usize, mut take: impl FnMut(usize, &[i32; PANEL])) {
+        let (values, stride) = x.padded();
+        let mut products = [[0; PANEL]; TOKENS];
+        for first in (0..x.count()).step_by(TOKENS) {
+            let count = TOKENS.min(x.count() - first);
+            let values = &values[first * stride..(first + count) * stride];
+            self.kernels.panel(weights, panel, Tokens { values, stride }, &mut products[..count]);
+            products[..count].iter().enumerate().for_each(|(i, products)| take(first + i, products));
+        }
+    }
+
+    /// `[token × rows + row]`: Σ weight × quantised activation, exact integers. On the calling thread: this is for
+    /// checking, [`Cpu::ternary`] is for work.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn integers(&self, x: &Quantized, weights: &Ternary) -> Vec<i32> {
+        assert!(weights.columns() == x.width());
+        let mut out = vec![0; x.count() * weights.rows()];
+        for panel in 0..weights.panels() {
+            let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
+            self.panel(x, weights, panel, |token, products| {
+                let at = token * weights.rows() + first;
+                for (out, product) in out[at..at + rows].iter_mut().zip(products) {
+                    *out = product - x.sum(token);
+                }
+            });
+        }
+        out
+    }
+
+    /// Several products of the same rows, as one piece of work: `out[token] = weights · x[token]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn dense(&self, x: &Rows, products: &mut [DenseProduct<'_>]) {
+        const ROWS: usize = Kernels::DENSE_ROWS;
+        let mut total = 0;
+        let parts: Vec<_> = products
+            .iter_mut()
+            .map(|DenseProduct { weights, out }| {
+                assert!(weights.columns() == x.width() && weights.rows() == out.width() && x.count() == out.count());
+                total += weights.rows().div_ceil(ROWS);
+                (*weights, out.cells(false))
+            })
+            .collect();
+        self.split(total, 1, ROWS * x.width() * x.count(), &|blocks| {
+            let mut results = vec![0.0; ROWS * x.count()];
+            for block in blocks {
+                let (mut block, mut part) = (block, 0);
+                while block >= parts[part].0.rows().div_ceil(ROWS) {
+                    block -= parts[part].0.rows().div_ceil(ROWS);
+                    part += 1;
+                }
+                let (weights, cells) = &parts[part];
+                let rows = block * ROWS..((block + 1) * ROWS).min(weights.rows());
+                let results = &mut results[..rows.len() * x.count()];
+                self.kernels.dense(weights, rows.clone(), x, results);
+                for (token, results) in results.chunks_exact(rows.len()).enumerate() {
+                    // SAFETY: each block of each product is in one range only, so its cells are written once.
+                    unsafe { cells.part_mut(token, rows.start, rows.len()) }.copy_from_slice(results);
+                }
+            }
+        });
+    }
+
+    /// Quantises each row to int8: `s = 127 / max(|x|max, 1e-5)`, `q = clamp(round half to even(x · s), -128, 127)`.
+    ///
+    /// A row that holds NaN or an infinity gets the scale NaN, so that every product with it is NaN and is counted.
+    pub fn quantise(&self, x: &mut Rows, out: &mut Quantized) {
+        self.fill_and_quantise(x, out, &|_, _| ());
+    }
+
+    /// Fills each row and quantises it while it is in the cache.
+    pub fn fill_and_quantise(&self, x: &mut Rows, out: &mut Quantized, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let (count, width) = (x.count(), x.width());
+        out.reset(count, width);
+        let stride = x.padded().1;
+        let rows = x.cells(true);
+        let (values, scales, sums) = out.cells();
+        let padded = values.width();
+        self.split(count, 1, width * ROW_WORK, &|range| {
+            for index in range {
+                // SAFETY: each row is in one range only; so is each row of the results.
+                let (row, values, scale, sum) = unsafe {
+                    let row = rows.part_mut(index, 0, stride);
+                    let scale = &mut scales.part_mut(index, 0, 1)[0];
+                    (row, values.part_mut(index, 0, padded), scale, &mut sums.part_mut(index, 0, 1)[0])
+                };
+                fill(index, &mut row[..width]);
+                (*scale, *sum) = self.kernels.quantise(row, values);
+            }
+        });
+    }
+
+    /// Calls `fill(row, part, cells)` for each of `parts` equal parts of each row. `work` is the number of multiply-adds
+    /// of one part.
+    ///
+    /// # Panics
+    /// If the rows' width is not a multiple of `parts`.
+    pub fn each_part(
+        &self,
+        rows: &mut Rows,
+        parts: usize,
+        work: usize,
+        fill: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+    ) {
+        let (count, width) = (rows.count(), rows.width() / parts);
+        assert!(width * parts == rows.width());
+        let cells = rows.cells(false);
+        self.split(count * parts, 1, work, &|range| {
+            for index in range {
+                let (row, part) = (index / parts, index % parts);
+                // SAFETY: each part of each row is in one range only.
+                fill(row, part, unsafe { cells.part_mut(row, part * width, width) });
+            }
+        });
+    }
+
+    /// Calls `part` for ranges that cover `0..total`; `work` is that of one number.
+    fn split(&self, total: usize, step: usize, work: usize, part: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+        if total.saturating_mul(work) < WORTH_THREADS || self.pool.threads() == 1 {
+            part(0..total);
+            return;
+        }
+        self.pool.run(total.div_ceil(step), &|index| part(index * step..((index + 1) * step).min(total)));
+    }
+}
