@@ -5,6 +5,7 @@ use super::{Activation, Layer, LinearKind, LoadError, LoadOptions, Model, ModelC
 use crate::engine::random::Random;
 use crate::kernels::{Block, Blocks, Dense, Elements, Ternary, blocks};
 use half::{bf16, f16};
+use std::collections::BTreeSet;
 
 /// A shape that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +154,7 @@ impl Shape {
             sub_norms: self.sub_norms,
             tied: self.tied,
             linear,
+            plain: BTreeSet::new(),
         }
     }
 }
