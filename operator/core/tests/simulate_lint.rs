@@ -8,7 +8,7 @@ use bitnet_core::{
     Span,
     evidence::{Gate, OnNoTraffic},
     simulate::{
-        Step,
+        Course, Step,
         lint::{Setting, Severity, lint},
     },
 };
@@ -26,7 +26,7 @@ const SETTING: Setting = Setting {
 
 /// Fields of what cannot be decided, and of what is weak.
 fn fields(gate: &Gate, steps: &[Step], setting: Setting) -> (Vec<&'static str>, Vec<&'static str>) {
-    let found = lint(gate, steps, &setting);
+    let found = lint(gate, &Course::by_time(steps), &setting);
     assert!(found.iter().all(|f| !f.rule.is_empty() && !f.remedy.is_empty()));
     let of = |severity| found.iter().filter(|f| f.severity == severity).map(|f| f.field).collect();
     (of(Severity::CannotDecide), of(Severity::Weak))
@@ -79,7 +79,10 @@ fn what_is_weak_is_said_and_refuses_nothing() {
     let (cannot, weak) = fields(&default_gate(), &steps(&[1, 50], 60), SETTING);
     assert_eq!((cannot, weak), (vec![], vec!["tripwire.minRequests"]));
     let silent = Setting { rate: 0.0, ..SETTING };
-    assert_eq!(fields(&default_gate(), &default_steps(), silent).0, Vec::<&str>::new(), "pairs stand in");
+    assert_eq!(fields(&default_gate(), &default_steps(), silent).0, ["onNoTraffic"], "8 pairs per tick are too few");
+    let mut many = default_gate();
+    many.probes.pairs = 32;
+    assert_eq!(fields(&many, &default_steps(), silent).0, Vec::<&str>::new(), "enough pairs stand in for requests");
     let long = Gate { deadline: Span::seconds(6 * 3600), ..default_gate() };
     assert_eq!(fields(&long, &default_steps(), Setting { rate: 4.0, ..SETTING }).0, Vec::<&str>::new());
 }

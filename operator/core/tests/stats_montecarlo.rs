@@ -9,7 +9,7 @@ mod gates;
 
 use bitnet_core::{
     evidence::SignalKind,
-    simulate::{End, Random, Run, World, run},
+    simulate::{Course, End, Random, Run, World, run},
     stats::{
         bets::{BoundedMean, Increments, Share},
         votes::{self, CLIP},
@@ -126,7 +126,7 @@ fn votes_keep_their_level_under_bursts() {
 }
 
 fn demo(world: &World, runs: u64) -> Vec<Run> {
-    (1..=runs).map(|seed| run(&demo_gate(), &demo_steps(), world, seed)).collect()
+    (1..=runs).map(|seed| run(&demo_gate(), &Course::by_time(&demo_steps()), world, seed)).collect()
 }
 
 fn equal() -> World {

@@ -1,34 +1,77 @@
-//! Prints what the decision rules do, as markdown tables: the whole procedure of the two gates in many worlds, and false
-//! promotions on errors at thin traffic. Seeded; `cargo run --release --example montecarlo [-- --short] [part of a name]`.
-//! At full size 500 runs of every world (200 of the bad ones).
+//! Prints what the decision rules do, as markdown tables: the judge's procedure of two gates in many worlds, and its engines
+//! beside the rules of other tools on the same data. Seeded.
+//!
+//! `cargo run --release --example montecarlo [-- --short] [part]`: parts are `rules` (the tables beside other tools),
+//! `worlds` (the whole procedure), `pods` (pods that differ), `speed`, or a part of a world's name; all of them without.
 
+mod cosine;
+mod errors;
 mod gates;
+mod latency;
+mod table;
+mod users;
+mod whole;
 
 use bitnet_core::{
     evidence::{Evidence, Gate},
-    simulate::{Forecast, Random, Run, Step, World, run, ticks},
-    stats::{
-        thinning::{Draws, hypergeometric},
-        votes::{CLIP_PROMOTE_ERRORS, errors, not_worse},
-        wealth::Wealth,
-    },
+    simulate::{Course, Forecast, Run, World, run, ticks},
 };
 use gates::{default_gate, default_steps, demo_gate, demo_steps};
+use table::with_interval;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let short = arguments.iter().any(|a| a == "--short");
     let part = arguments.into_iter().find(|a| a != "--short").unwrap_or_default();
-    let runs = if short { 20 } else { 500 };
+    let wanted = |name: &str| part.is_empty() || part == name;
+    if wanted("rules") {
+        cosine::tables(short);
+        latency::tables(short);
+        errors::tables(short);
+        whole::tables(short);
+        users::tables(short);
+    }
+    if wanted("pods") {
+        pods(if short { 20 } else { 1000 });
+    }
+    let worlds = if wanted("worlds") { Some("") } else { Some(part.as_str()).filter(|p| !PARTS.contains(p)) };
+    if let Some(part) = worlds {
+        procedure(if short { 20 } else { 500 }, part);
+    }
+    if wanted("speed") {
+        speed();
+    }
+}
+
+/// Names of parts; anything else is a part of a world's name.
+const PARTS: [&str; 4] = ["rules", "worlds", "pods", "speed"];
+
+/// The judge's whole procedure.
+fn procedure(runs: u64, part: &str) {
+    println!("\n### The whole procedure, {runs} runs of each world ({} of a defect)\n", runs.min(200));
     println!(
         "| world | rolled back | promoted | inconclusive | ticks to the end: median (90 %) | live requests | state |"
     );
     println!("|---|---|---|---|---|---|---|");
-    demo(runs, &part);
-    defaults(runs, &part);
-    if part.is_empty() {
-        thin_errors(if short { 40 } else { 2000 });
-        speed();
+    demo(runs, part);
+    defaults(runs, part);
+}
+
+/// Identical models whose pods differ, default gate at 20 requests per second.
+fn pods(runs: u64) {
+    println!("\n### Identical models on pods that differ, {runs} runs: rolled back, % with a 95 % interval\n");
+    println!("| spread of a pod's speed | 1 pod per arm | 2 | 3 | 5 |\n|---|---|---|---|---|");
+    let (gate, course) = (default_gate(), Course::by_time(&default_steps()));
+    for spread in [0.02, 0.05, 0.1] {
+        let cells: Vec<String> = [1, 2, 3, 5]
+            .iter()
+            .map(|&count| {
+                let world = World { pods: (count, count), pod_spread: spread, ..World::equal(20.0) };
+                let all: Vec<Run> = parallel(runs, |seed| run(&gate, &course, &world, seed + 1));
+                Forecast::of(&gate, &all).map_or(String::new(), |f| with_interval(f.rolled_back, f.runs))
+            })
+            .collect();
+        println!("| {:.0} % | {} |", 100.0 * spread, cells.join(" | "));
     }
 }
 
@@ -36,7 +79,7 @@ fn main() {
 #[allow(clippy::disallowed_methods, reason = "a program that measures time reads the clock; the library never does")]
 fn speed() {
     for (name, gate, rate) in [("demo, 20/s", demo_gate(), 20.0), ("default, 100/s", default_gate(), 100.0)] {
-        let all = ticks(&gate, &demo_steps(), &World::equal(rate), 1, 200);
+        let all = ticks(&gate, &Course::by_time(&demo_steps()), &World::equal(rate), 1, 200);
         let mut evidence = Evidence::new(&gate);
         // The quickest of many rounds: what the step takes when nothing else runs on the machine.
         let mut quickest = f64::INFINITY;
@@ -59,7 +102,7 @@ fn speed() {
 struct Table<'a> {
     name: String,
     gate: &'a Gate,
-    steps: &'a [Step],
+    course: &'a Course,
     part: &'a str,
 }
 
@@ -69,17 +112,18 @@ impl Table<'_> {
         if !name.contains(self.part) {
             return;
         }
-        let all: Vec<Run> = parallel(runs, |seed| run(self.gate, self.steps, world, seed + 1));
-        let f = Forecast::of(self.gate, &all);
+        let all: Vec<Run> = parallel(runs, |seed| run(self.gate, self.course, world, seed + 1));
+        let Some(f) = Forecast::of(self.gate, &all) else { return };
+        let share = |n: u64| 100.0 * n as f64 / f.runs as f64;
         let ticks = |span: bitnet_core::Span| span.0 / self.gate.interval.0;
         println!(
             "| {name} | {:.1} % | {:.1} % | {:.1} % | {} ({}) | {} (weight ≤ {}) | {} B |",
-            100.0 * f.rolled_back,
-            100.0 * f.promoted,
-            100.0 * f.inconclusive,
-            ticks(f.time.0),
-            ticks(f.time.1),
-            f.exposed.0,
+            share(f.rolled_back),
+            share(f.promoted),
+            share(f.inconclusive),
+            ticks(f.time.median),
+            ticks(f.time.high),
+            f.exposed.median,
             f.weight,
             f.state
         );
@@ -87,8 +131,8 @@ impl Table<'_> {
 }
 
 fn demo(runs: u64, part: &str) {
-    let (gate, steps) = (demo_gate(), demo_steps());
-    let table = Table { name: "demo".into(), gate: &gate, steps: &steps, part };
+    let (gate, course) = (demo_gate(), Course::by_time(&demo_steps()));
+    let table = Table { name: "demo".into(), gate: &gate, course: &course, part };
     let equal = World { cosine: (0.994, 0.005), tail: 0.001, load: 1.1, errors: (0.0, 0.0), ..World::equal(20.0) };
     table.line("healthy", runs, &equal);
     table.line("healthy, weights accepted after a tick", runs, &World { confirm: 1, ..equal });
@@ -105,10 +149,10 @@ fn demo(runs: u64, part: &str) {
 }
 
 fn defaults(runs: u64, part: &str) {
-    let (gate, steps) = (default_gate(), default_steps());
+    let (gate, course) = (default_gate(), Course::by_time(&default_steps()));
     let few = runs.min(200);
     for rate in [20.0, 100.0] {
-        let table = Table { name: format!("default, {rate}/s"), gate: &gate, steps: &steps, part };
+        let table = Table { name: format!("default, {rate}/s"), gate: &gate, course: &course, part };
         let equal = World::equal(rate);
         table.line("healthy", runs, &equal);
         let acceptable = World { cosine: (0.957, 0.025), latency: 1.1, errors: (0.003, 0.002), ..equal };
@@ -117,10 +161,6 @@ fn defaults(runs: u64, part: &str) {
         table.line("tail at the boundary", runs, &World { tail: 0.05, ..equal });
         table.line("errors at the boundary", runs, &World { errors: (0.004, 0.002), ..equal });
         table.line("latency at the boundary", runs, &World { latency: 1.2, ..equal });
-        for spread in [0.05, 0.1] {
-            table.line(&format!("3 pods, spread {spread}"), runs, &World { pod_spread: spread, ..equal });
-            table.line(&format!("1 pod, spread {spread}"), runs, &World { pods: 1, pod_spread: spread, ..equal });
-        }
         table.line("closed loop", runs, &World { closed_loop: true, ..equal });
         table.line("closed loop, latency 1.5x", few, &World { closed_loop: true, latency: 1.5, ..equal });
         table.line("edited every 60 ticks", runs, &World { edits: 60, ..equal });
@@ -138,46 +178,11 @@ fn defaults(runs: u64, part: &str) {
         let late = World { onset: 60, latency: 1.5, errors: (0.02, 0.002), cosine: (0.93, 0.03), ..equal };
         table.line("all defects from tick 60", few, &late);
     }
-    let table = Table { name: "default, no traffic".into(), gate: &gate, steps: &steps, part };
+    let table = Table { name: "default, no traffic".into(), gate: &gate, course: &course, part };
     let silent = World { history: 0, ..World::equal(0.0) };
     table.line("healthy", runs, &silent);
     table.line("latency 1.5x", few, &World { latency: 1.5, ..silent });
     table.line("errors 0.2", few, &World { errors: (0.2, 0.002), ..silent });
-}
-
-/// Errors within which a candidate may exceed stable.
-const EXCESS: f64 = 0.002;
-
-/// False promotions on errors, a candidate exactly at its margin, 400 blocks that close as the judge's do.
-fn thin_errors(runs: u64) {
-    println!("\n| requests per tick, candidate : stable | base rate 0 | .05 % | .2 % | .8 % |");
-    println!("|---|---|---|---|---|");
-    for (n_c, n_b) in [(1u64, 19u64), (10, 190), (20, 180)] {
-        let cells: Vec<String> = [0.0, 0.0005, 0.002, 0.008]
-            .iter()
-            .map(|base| {
-                let promoted = parallel(runs, |seed| promotes_on_errors(seed, (n_c, n_b), *base));
-                let share = promoted.iter().filter(|p| **p).count() as f64 / runs as f64;
-                format!("{:.1} %", 100.0 * share)
-            })
-            .collect();
-        println!("| {n_c} : {n_b} | {} |", cells.join(" | "));
-    }
-}
-
-fn promotes_on_errors(seed: u64, (n_c, n_b): (u64, u64), base: f64) -> bool {
-    let mut random = Random::new(seed + 1);
-    let scale = base.max(0.0005);
-    let ticks = (0.25 / EXCESS / n_c as f64).ceil() as u64;
-    let (n_c, n_b) = (n_c * ticks, n_b * ticks);
-    let mut wealth: Wealth = Wealth::default();
-    (0..400).any(|block| {
-        let s_c = random.binomial(n_c, base + EXCESS);
-        let s_b = random.binomial(n_b, base);
-        let thinned = hypergeometric(n_b, s_b, n_c, &mut Draws::new(seed.wrapping_mul(1000) + block, 2));
-        wealth.add(&not_worse(errors((s_c, n_c), (thinned, n_c), EXCESS, scale, CLIP_PROMOTE_ERRORS)));
-        wealth.ln_e() >= 20f64.ln()
-    })
 }
 
 /// `f` of every seed, on all processors.

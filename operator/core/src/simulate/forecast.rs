@@ -1,101 +1,138 @@
-use super::{End, Run, Step, World, run};
+use super::{Course, End, Run, World, run};
 use crate::{Span, evidence::Gate};
 use statrs::distribution::{Beta, ContinuousCDF};
 use std::{collections::BTreeMap, ops::Range};
+
+/// Median of a quantity over runs, and the quantiles between which the middle 80 % of them lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spread<T> {
+    /// 10 % of the runs lie below.
+    pub low: T,
+    /// Half of them.
+    pub median: T,
+    /// 90 % of them.
+    pub high: T,
+}
+
+impl<T: Copy + Ord> Spread<T> {
+    /// Of these values; `None` without any.
+    pub fn of(mut values: Vec<T>) -> Option<Self> {
+        values.sort_unstable();
+        let last = values.len().checked_sub(1)?;
+        let at = |p: f64| values[((values.len() as f64 * p) as usize).min(last)];
+        Some(Self { low: at(0.1), median: at(0.5), high: at(0.9) })
+    }
+}
 
 /// What many runs of one world come to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forecast {
     /// Runs.
     pub runs: u64,
-    /// Share that was promoted.
-    pub promoted: f64,
-    /// Share that was rolled back, tripped wires included.
-    pub rolled_back: f64,
-    /// Upper end of the 95 % interval of `rolled_back` (Clopper and Pearson, one-sided).
-    pub rolled_back_at_most: f64,
-    /// Share that the deadline ended.
-    pub inconclusive: f64,
-    /// Time to the end: median and 90 % quantile.
-    pub time: (Span, Span),
-    /// Live requests that the candidate served: median and 90 % quantile.
-    pub exposed: (u64, u64),
+    /// Runs that were promoted.
+    pub promoted: u64,
+    /// Runs that were rolled back, tripped wires included.
+    pub rolled_back: u64,
+    /// Runs that the deadline ended.
+    pub inconclusive: u64,
+    /// Time to the end of all runs.
+    pub time: Spread<Span>,
+    /// Time to the promotion of those that were promoted.
+    pub until_promoted: Option<Spread<Span>>,
+    /// Time to the rollback of those that were rolled back.
+    pub until_rolled_back: Option<Spread<Span>>,
+    /// Live requests that the candidate served.
+    pub exposed: Spread<u64>,
     /// Greatest weight of any run.
     pub weight: u32,
     /// Longest state in bytes.
     pub state: usize,
     /// What inconclusive runs waited for first, with their number, most frequent first.
     pub waited_for: Vec<(String, u64)>,
+    /// What rollbacks were for, with their number, most frequent first.
+    pub rolled_back_for: Vec<(String, u64)>,
 }
 
 impl Forecast {
-    /// Sums up finished runs (at least one).
-    pub fn of(gate: &Gate, runs: &[Run]) -> Self {
-        let all = runs.len().max(1) as f64;
-        let share = |f: fn(&End) -> bool| runs.iter().filter(|r| f(&r.end)).count() as f64 / all;
-        let back = |end: &End| matches!(end, End::RolledBack(_) | End::Tripped);
-        let mut ticks: Vec<u64> = runs.iter().map(|r| u64::from(r.ticks)).collect();
-        let mut exposed: Vec<u64> = runs.iter().map(|r| r.exposed).collect();
-        let time = |ticks: u64| Span(i64::try_from(ticks).unwrap_or(i64::MAX).saturating_mul(gate.interval.0));
-        let (median, late) = quantiles(&mut ticks);
-        let mut waits: BTreeMap<String, u64> = BTreeMap::new();
-        for run in runs {
-            if let End::Inconclusive(missing) = &run.end {
-                let first = missing.first().map_or("", |m| m.split(':').next().unwrap_or(m));
-                *waits.entry(first.to_owned()).or_default() += 1;
-            }
-        }
-        let mut waited_for: Vec<_> = waits.into_iter().collect();
-        waited_for.sort_by_key(|w| std::cmp::Reverse(w.1));
-        Self {
+    /// Sums up finished runs; `None` without any.
+    pub fn of(gate: &Gate, runs: &[Run]) -> Option<Self> {
+        let back = |run: &&Run| matches!(run.end, End::RolledBack(_) | End::Tripped);
+        let up = |run: &&Run| run.end == End::Promoted;
+        let time = |run: &Run| Span(i64::from(run.ticks).saturating_mul(gate.interval.0.max(1)));
+        let spread = |of: &dyn Fn(&&Run) -> bool| Spread::of(runs.iter().filter(|r| of(r)).map(time).collect());
+        let waits = runs.iter().filter_map(|run| match &run.end {
+            End::Inconclusive(missing) => Some(missing.first().map_or("", |m| m.split(':').next().unwrap_or(m))),
+            _ => None,
+        });
+        let reasons = runs.iter().filter_map(|run| match run.end {
+            End::RolledBack(signal) => Some(signal.name()),
+            End::Tripped => Some("tripwire"),
+            _ => None,
+        });
+        Some(Self {
             runs: runs.len() as u64,
-            promoted: share(|e| *e == End::Promoted),
-            rolled_back: share(back),
-            rolled_back_at_most: at_most(runs.iter().filter(|r| back(&r.end)).count(), runs.len()),
-            inconclusive: share(|e| matches!(e, End::Inconclusive(_))),
-            time: (time(median), time(late)),
-            exposed: quantiles(&mut exposed),
+            promoted: runs.iter().filter(up).count() as u64,
+            rolled_back: runs.iter().filter(back).count() as u64,
+            inconclusive: runs.iter().filter(|r| matches!(r.end, End::Inconclusive(_))).count() as u64,
+            time: spread(&|_| true)?,
+            until_promoted: spread(&up),
+            until_rolled_back: spread(&back),
+            exposed: Spread::of(runs.iter().map(|r| r.exposed).collect())?,
             weight: runs.iter().map(|r| r.weight).max().unwrap_or(0),
             state: runs.iter().map(|r| r.state).max().unwrap_or(0),
-            waited_for,
-        }
+            waited_for: counted(waits),
+            rolled_back_for: counted(reasons),
+        })
+    }
+
+    /// Where the chance of an end lies that `count` of the runs had: a 95 % interval (Clopper and Pearson).
+    pub fn chance(&self, count: u64) -> (f64, f64) {
+        interval(count, self.runs)
     }
 }
 
-/// Runs a world once for each seed and sums up.
-pub fn forecast(gate: &Gate, steps: &[Step], world: &World, seeds: Range<u64>) -> Forecast {
-    let runs: Vec<Run> = seeds.map(|seed| run(gate, steps, world, seed)).collect();
+fn counted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(String, u64)> {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for name in names {
+        *counts.entry(name).or_default() += 1;
+    }
+    let mut counts: Vec<(String, u64)> = counts.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+    counts.sort_by_key(|c| std::cmp::Reverse(c.1));
+    counts
+}
+
+/// Runs a world once for each seed and sums up; `None` without a seed.
+pub fn forecast(gate: &Gate, course: &Course, world: &World, seeds: Range<u64>) -> Option<Forecast> {
+    let runs: Vec<Run> = seeds.map(|seed| run(gate, course, world, seed)).collect();
     Forecast::of(gate, &runs)
 }
 
-/// Median and 90 % quantile; sorts.
-fn quantiles(values: &mut [u64]) -> (u64, u64) {
-    values.sort_unstable();
-    let at = |p: f64| {
-        let i = ((values.len() as f64 * p) as usize).min(values.len().saturating_sub(1));
-        values.get(i).copied().unwrap_or(0)
-    };
-    (at(0.5), at(0.9))
-}
-
-/// Upper end of a share seen `k` times of `n`.
-fn at_most(k: usize, n: usize) -> f64 {
-    if k >= n {
-        return 1.0;
-    }
-    Beta::new(k as f64 + 1.0, (n - k) as f64).map_or(1.0, |beta| beta.inverse_cdf(0.95))
+/// The 95 % interval (Clopper and Pearson) of a share that was seen `k` times in `n`.
+pub fn interval(k: u64, n: u64) -> (f64, f64) {
+    let quantile = |a: u64, b: u64, p: f64| Beta::new(a as f64, b as f64).map(|beta| beta.inverse_cdf(p));
+    let low = if k == 0 { Ok(0.0) } else { quantile(k, n.saturating_sub(k) + 1, 0.025) };
+    let high = if k >= n { Ok(1.0) } else { quantile(k + 1, n - k, 0.975) };
+    (low.unwrap_or(0.0), high.unwrap_or(1.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Against tables of the exact binomial interval.
     #[test]
     fn none_of_many_is_not_never() {
-        assert!((at_most(0, 100) - 0.0295).abs() < 1e-4, "the rule of three: {}", at_most(0, 100));
-        assert_eq!(at_most(5, 5), 1.0);
-        assert!(at_most(5, 100) > 0.1 && at_most(5, 100) < 0.11);
-        assert_eq!(quantiles(&mut []), (0, 0));
-        assert_eq!(quantiles(&mut [9, 1, 5]), (5, 9));
+        let near = |(low, high): (f64, f64), l: f64, h: f64| (low - l).abs() < 1e-4 && (high - h).abs() < 1e-4;
+        assert!(near(interval(0, 100), 0.0, 0.0362), "{:?}", interval(0, 100));
+        assert!(near(interval(5, 100), 0.0164, 0.1128), "{:?}", interval(5, 100));
+        assert!(near(interval(5, 5), 0.4782, 1.0), "{:?}", interval(5, 5));
+        assert_eq!(interval(0, 0), (0.0, 1.0), "nothing was seen: nothing is known");
+    }
+
+    #[test]
+    fn a_spread_is_of_what_there_is() {
+        assert_eq!(Spread::<u64>::of(Vec::new()), None);
+        assert_eq!(Spread::of(vec![9, 1, 5]), Some(Spread { low: 1, median: 5, high: 9 }));
+        assert_eq!(Spread::of((0..100).collect()), Some(Spread { low: 10, median: 50, high: 90 }));
     }
 }

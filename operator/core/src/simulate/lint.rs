@@ -1,12 +1,14 @@
 //! Gates that cannot decide, found before a rollout: by the planning formulas of [`crate::stats::forecast`], which lie
 //! within about 30 % of simulation.
 
-use super::Step;
+use super::{Course, Step};
 use crate::{
     Span,
     evidence::{Gate, OnNoTraffic},
+    model::Pace,
     stats::{forecast, histogram::Shift},
 };
+use statrs::distribution::{ContinuousCDF, Normal};
 
 /// What is known of the place in which a gate will decide.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,17 +65,29 @@ const PODS: u32 = 3;
 /// Largest cosine that a threshold may ask for: rounding of bf16 alone moves logits by more than the rest.
 const NOISE_FLOOR: f64 = 0.999;
 
+/// Generations of stable that the scale of the error votes is taken from where there is no traffic.
+const HISTORY_GENERATIONS: f64 = 100.0;
+
 /// Length of the tripwire's window in seconds, and of a block of pairs.
 const WINDOW: f64 = 60.0;
 const BLOCK: f64 = 10.0;
 
 /// Finds what keeps a gate from deciding, worst first; nothing where it can.
-pub fn lint(gate: &Gate, steps: &[Step], setting: &Setting) -> Vec<Finding> {
+pub fn lint(gate: &Gate, course: &Course, setting: &Setting) -> Vec<Finding> {
     let mut found = Found { list: Vec::new() };
-    found.steps(gate, steps, setting);
     found.quality(gate, setting);
     found.pairs(gate, setting);
-    found.traffic(gate, steps, setting);
+    match course {
+        Course::Steps(steps, pace) => {
+            // A step that the evidence ends takes at least one block.
+            let least = Span::seconds(BLOCK as i64).max(gate.interval);
+            let timed = |step: &Step| if *pace == Pace::Time { *step } else { Step { duration: least, ..*step } };
+            let steps: Vec<Step> = steps.iter().map(timed).collect();
+            found.steps(gate, &steps, setting);
+            found.traffic(gate, &steps, setting);
+        }
+        Course::Switch { .. } => found.window(gate, 100, setting),
+    }
     found.pods(gate, setting);
     found.list.sort_by_key(|f| f.severity);
     found.list
@@ -187,32 +201,12 @@ impl Found {
                 "write at least 1.1, or 1.2 for two whole buckets",
             );
         }
-        let pods = f64::from(setting.pods.0.min(setting.pods.1).max(1));
-        let between = setting.pod_spread * (2.0 / pods).sqrt();
-        if gate.max_ratio.ln() < 2.0 * between {
-            self.weak(
-                "signals.latency.maxRatio",
-                format!(
-                    "identical models on these pods differ by {:.0} % (one standard deviation), the margin is {:.0} %",
-                    100.0 * between.exp_m1(),
-                    100.0 * (gate.max_ratio - 1.0)
-                ),
-                "use more pods per arm, equal nodes, or a wider margin",
-            );
-        }
     }
 
     fn traffic(&mut self, gate: &Gate, steps: &[Step], setting: &Setting) {
         let Some((first, last)) = steps.first().zip(steps.last()) else { return };
         if setting.rate <= 0.0 {
-            if gate.on_no_traffic == OnNoTraffic::Hold {
-                self.cannot(
-                    "onNoTraffic",
-                    "there is no traffic, and the gate asks to hold then".into(),
-                    "set it to Probe: the pairs' generations stand in for requests",
-                );
-            }
-            return;
+            return self.silence(gate, steps, setting);
         }
         let equal = forecast::error_excess(gate.alpha_promote, setting.errors, setting.errors, gate.max_excess);
         let available = available(gate, steps, setting);
@@ -238,20 +232,72 @@ impl Found {
                 }
             }
         }
-        let in_window = setting.rate * f64::from(first.weight) / 100.0 * WINDOW;
-        if in_window < f64::from(gate.tripwire.min_requests) {
+        self.window(gate, first.weight, setting);
+    }
+
+    /// Without live requests the pairs' generations stand in for them.
+    fn silence(&mut self, gate: &Gate, steps: &[Step], setting: &Setting) {
+        if gate.on_no_traffic == OnNoTraffic::Hold {
+            return self.cannot(
+                "onNoTraffic",
+                "there is no traffic, and the gate asks to hold then".into(),
+                "set it to Probe: the pairs' generations stand in for requests",
+            );
+        }
+        let first = steps.first().map_or(0.0, |s| seconds(s.duration));
+        let ticks = ((seconds(gate.deadline) - preflight(gate) - first) / gate.interval.as_seconds()).max(0.0);
+        let available = (ticks * f64::from(gate.probes.pairs) - HISTORY_GENERATIONS).max(0.0);
+        let needed = forecast::error_excess(gate.alpha_promote, setting.errors, setting.errors, gate.max_excess);
+        if let Some(needed) = needed.filter(|n| *n as f64 > available) {
+            let per_tick = (needed as f64 + HISTORY_GENERATIONS) / ticks.max(1.0);
+            self.cannot(
+                "onNoTraffic",
+                format!(
+                    "without live requests {} pairs per tick stand in for them: {available:.0} fit into the deadline, \
+                     proving an excess under {} takes about {needed}",
+                    gate.probes.pairs, gate.max_excess
+                ),
+                format!(
+                    "raise probes.pairs to {:.0} (64 is the most), widen maxExcess, lengthen the deadline, or bring \
+                     requests",
+                    per_tick.ceil()
+                ),
+            );
+        }
+    }
+
+    /// The tripwire's window at the first weight.
+    fn window(&mut self, gate: &Gate, weight: u32, setting: &Setting) {
+        let in_window = setting.rate * f64::from(weight) / 100.0 * WINDOW;
+        if setting.rate > 0.0 && in_window < f64::from(gate.tripwire.min_requests) {
             self.weak(
                 "tripwire.minRequests",
                 format!(
-                    "at {} % the candidate gets {in_window:.0} requests a minute, the tripwire waits for {}",
-                    first.weight, gate.tripwire.min_requests
+                    "at {weight} % the candidate gets {in_window:.0} requests a minute, the tripwire waits for {}",
+                    gate.tripwire.min_requests
                 ),
                 "lower it, or begin with a larger weight: until then only the verdict stops a failing candidate",
             );
         }
     }
 
+    /// Pods that differ: no statistic can tell a slow node from a slow model.
     fn pods(&mut self, gate: &Gate, setting: &Setting) {
+        let chance = slower_by_luck(gate.max_ratio, setting);
+        if chance > gate.alpha_rollback {
+            self.weak(
+                "signals.latency.maxRatio",
+                format!(
+                    "pods that differ by {:.0} % (one standard deviation) make {:.1} % of identical candidates slower than \
+                     {} times: they are rolled back, and confidence.rollback ({}) does not hold",
+                    100.0 * setting.pod_spread,
+                    100.0 * chance,
+                    gate.max_ratio,
+                    1.0 - gate.alpha_rollback
+                ),
+                "use more pods per arm, equal nodes, or a wider margin",
+            );
+        }
         let fewest = setting.pods.0.min(setting.pods.1);
         if fewest < PODS {
             self.weak(
@@ -288,6 +334,14 @@ impl Found {
             Some(_) => {}
         }
     }
+}
+
+/// The chance that a model identical to stable gets pods that are slower than stable's by more than the margin: the speeds of
+/// both arms' pods are averages of log-normal factors.
+pub fn slower_by_luck(max_ratio: f64, setting: &Setting) -> f64 {
+    let part = |pods: u32| 1.0 / f64::from(pods.max(1));
+    let deviation = setting.pod_spread * (part(setting.pods.0) + part(setting.pods.1)).sqrt();
+    if deviation > 0.0 { Normal::standard().sf(max_ratio.ln() / deviation) } else { 0.0 }
 }
 
 /// Dwell of all steps.

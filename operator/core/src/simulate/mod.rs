@@ -1,19 +1,19 @@
 //! What a rollout will do before it does it: the judge of [`crate::evidence`] driven through seeded worlds without a
 //! cluster, and lints for gates that cannot decide.
 //!
-//! The judge is the real one, the canary a small copy of the planner's rules for steps (dwell times, quality first,
-//! tripped wires), and everything else is assumed: prompts are drawn independently, latencies are a log-normal body with a
-//! slow mode of 3 %, latency rises linearly with an arm's share of the traffic. A forecast is as good as the numbers that
-//! it is given.
+//! The judge is the real one, the course of the weight a small copy of the planner's rules (dwell times, pace by evidence,
+//! quality first, tripped wires, the switch), and everything else is assumed: prompts are drawn independently, latencies are a
+//! log-normal body with a slow mode of 3 %, latency rises linearly with the load of an arm's pods. A forecast is as good as
+//! the numbers that it is given.
 
-mod canary;
 mod forecast;
 mod latency;
 pub mod lint;
+mod place;
 mod random;
 mod world;
 
-pub use forecast::{Forecast, forecast};
+pub use forecast::{Forecast, Spread, forecast, interval};
 pub use random::Random;
 pub use world::{World, ticks};
 
@@ -22,8 +22,8 @@ use crate::{
     evidence::{Evidence, Gate, OnInconclusive, SignalKind, codec::Writer},
     model,
 };
-use canary::Canary;
 use latency::Latencies;
+use place::Place;
 use world::Running;
 
 /// One step of a canary as the simulation knows it.
@@ -41,6 +41,41 @@ impl From<&model::CanaryStep> for Step {
     }
 }
 
+/// How the candidate's weight rises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// A canary: weights one after the other. A pause that waits for a person takes no time here.
+    Steps(Vec<Step>, model::Pace),
+    /// Blue-green: everything is proven at weight 0, then all traffic moves at once (without waiting for a person).
+    Switch {
+        /// Time under watch after the switch, before the promotion.
+        beside: Span,
+    },
+}
+
+impl Course {
+    /// A canary paced by time.
+    pub fn by_time(steps: &[Step]) -> Self {
+        Self::Steps(steps.to_vec(), model::Pace::Time)
+    }
+
+    /// The course of a validated rollout.
+    pub fn of(rollout: &model::Rollout) -> Self {
+        match &rollout.strategy {
+            model::Strategy::Canary(canary) => Self::Steps(canary.steps.iter().map(Step::from).collect(), canary.pace),
+            model::Strategy::BlueGreen(_) => Self::Switch { beside: rollout.scale_down_delay },
+        }
+    }
+
+    /// Time under watch after all was proven.
+    fn beside(&self) -> Span {
+        match self {
+            Self::Steps(..) => Span(0),
+            Self::Switch { beside } => *beside,
+        }
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -48,7 +83,7 @@ pub enum End {
     Promoted,
     /// Proven worse in this signal.
     RolledBack(SignalKind),
-    /// The third tripped wire.
+    /// The third tripped wire; of a switch the first one, after which it waits for a person.
     Tripped,
     /// The deadline: what promotion still waited for.
     Inconclusive(Vec<String>),
@@ -70,33 +105,34 @@ pub struct Run {
 }
 
 /// Runs one attempt to its end; without steps nothing happens, and the attempt is inconclusive.
-pub fn run(gate: &Gate, steps: &[Step], world: &World, seed: u64) -> Run {
+pub fn run(gate: &Gate, course: &Course, world: &World, seed: u64) -> Run {
     let mut now = gate.clone();
     let mut running = Running::new(world, seed);
-    let mut canary = Canary::new(steps);
+    let mut place = Place::new(course);
     let mut evidence = Evidence::new(&now);
     let (mut state, mut heaviest, mut exposed) = (0, 0, 0);
-    // Each edit starts the deadline anew: edits without end would be a run without end.
-    let limit = gate.horizon().saturating_mul(if world.edits > 0 { 3 } else { 1 });
-    for number in 1..=limit.max(1) {
+    // Each edit starts the deadline anew, and so does a gate that extends: neither may make a run without end.
+    let deadlines = if world.edits > 0 || gate.on_inconclusive == OnInconclusive::Extend { 3 } else { 1 };
+    let watched = course.beside().0 / gate.interval.0.max(1) + 1 + i64::from(world.confirm);
+    let watched = if course.beside() == Span(0) { 0 } else { u32::try_from(watched).unwrap_or(u32::MAX) };
+    let limit = gate.horizon().saturating_mul(deadlines).saturating_add(watched).max(1);
+    for number in 1..=limit {
         if world.edits > 0 && number > 1 && (number - 1) % world.edits == 0 {
             // Another margin for what is shown only changes the parameters' hash, and the budget halves.
             now.min_samples += 1;
             now.alpha_rollback /= 2.0;
             now.alpha_promote /= 2.0;
         }
-        let tick = running.tick(&now, world, &canary, number);
-        heaviest = heaviest.max(canary.weight());
+        let tick = running.tick(&now, world, &place, number);
+        heaviest = heaviest.max(place.weight());
         let assessment = evidence.step(&now, &tick);
+        let assessment = place.asked(&now, &evidence, assessment);
         exposed = assessment.exposed_requests;
         let mut writer = Writer::new();
         evidence.encode_into(&mut writer);
         state = state.max(writer.len());
-        canary.pass();
-        if let Some(end) = canary.decide(&now, &assessment, world.confirm) {
-            if matches!(end, End::Inconclusive(_)) && gate.on_inconclusive == OnInconclusive::Extend && number < limit {
-                continue;
-            }
+        place.pass();
+        if let Some(end) = place.decide(&now, &assessment, world.confirm) {
             return Run { end, ticks: number, exposed, weight: heaviest, state };
         }
     }

@@ -1,4 +1,4 @@
-use super::{Canary, Latencies, Random, Step};
+use super::{Course, Latencies, Place, Random};
 use crate::{
     Time,
     evidence::{Gate, GenerationSample, LiveArm, Probes, PromptSample, Tick},
@@ -17,9 +17,11 @@ pub struct World {
     pub latency: f64,
     /// Error rates of candidate and stable.
     pub errors: (f64, f64),
-    /// Ticks before which the candidate is as [`World::equal`] has it: a defect that begins later.
+    /// Ticks before which the candidate is as good as stable, with `before` for its cosine: a defect that begins later.
     pub onset: u32,
-    /// Latency at full load as a multiple of that at none.
+    /// The prompts' cosine (mean and standard deviation) and tail before `onset`.
+    pub before: ((f64, f64), f64),
+    /// Latency as a multiple of that at no load, for an arm that serves all requests with as many pods as the larger arm.
     pub load: f64,
     /// Share of ticks in which one arm alone is three times as slow and fails a fifth of its requests.
     pub bursts: f64,
@@ -27,8 +29,8 @@ pub struct World {
     pub pair_noise: f64,
     /// Chance that a generation had the engine to itself.
     pub alone: f64,
-    /// Pods per arm.
-    pub pods: u32,
+    /// Pods of candidate and stable.
+    pub pods: (u32, u32),
     /// Standard deviation of a pod's own speed, in logarithms: it stays the same over a run.
     pub pod_spread: f64,
     /// Clients wait for their answers: an arm that is slower gets fewer requests.
@@ -51,11 +53,12 @@ impl World {
             latency: 1.0,
             errors: (0.002, 0.002),
             onset: 0,
+            before: ((0.965, 0.025), 0.01),
             load: 1.4,
             bursts: 0.0,
             pair_noise: 0.2,
             alone: 0.7,
-            pods: 3,
+            pods: (3, 3),
             pod_spread: 0.0,
             closed_loop: false,
             edits: 0,
@@ -66,8 +69,8 @@ impl World {
 
     /// What is true before the defect begins.
     fn before_onset(&self) -> Self {
-        let equal = Self::equal(self.rate);
-        Self { cosine: equal.cosine, tail: equal.tail, latency: 1.0, errors: (self.errors.1, self.errors.1), ..*self }
+        let (cosine, tail) = self.before;
+        Self { cosine, tail, latency: 1.0, errors: (self.errors.1, self.errors.1), ..*self }
     }
 }
 
@@ -89,8 +92,8 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(world: &World, seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let count = world.pods.max(1);
-        let pods = [(); 2].map(|()| (0..count).map(|_| (world.pod_spread * random.normal()).exp()).collect::<Vec<_>>());
+        let pods = [world.pods.0, world.pods.1]
+            .map(|count| (0..count.max(1)).map(|_| (world.pod_spread * random.normal()).exp()).collect::<Vec<_>>());
         let mut running = Self { random, latencies: Latencies::default(), pods, before: LiveArm::default() };
         running.before = running.arm(1, world.history, world.load, world.errors.1);
         running
@@ -161,14 +164,16 @@ impl Running {
     }
 
     /// What the judge sees of tick `number`.
-    pub(super) fn tick(&mut self, gate: &Gate, world: &World, canary: &Canary, number: u32) -> Tick {
+    pub(super) fn tick(&mut self, gate: &Gate, world: &World, place: &Place, number: u32) -> Tick {
         let seconds = gate.interval.as_seconds();
-        let weight = canary.weight();
+        let weight = place.weight();
         let share = f64::from(weight) / 100.0;
         let now = if number <= world.onset { world.before_onset() } else { *world };
+        let most = self.pods[0].len().max(self.pods[1].len()) as f64;
         let mut one = |arm: usize, share: f64, slow: f64, errors: f64| {
             let (slower, failing) = if self.random.happens(world.bursts) { BURST } else { (1.0, 0.0) };
-            let slow = slow * slower * (1.0 + (world.load - 1.0) * share);
+            let load = share * most / self.pods[arm].len() as f64;
+            let slow = slow * slower * (1.0 + (world.load - 1.0) * load);
             let arriving = world.rate * seconds * share / if world.closed_loop { slow } else { 1.0 };
             let requests = self.random.poisson(arriving);
             self.arm(arm, requests, slow, (errors + failing).min(1.0))
@@ -178,14 +183,14 @@ impl Running {
         Tick {
             number,
             at: Time(i64::from(number) * gate.interval.0),
-            weight: canary.confirmed().then_some(weight),
-            weight_change: canary.changes(),
-            last_step: canary.last(),
-            until_last_step: canary.until_last(gate),
-            last_weight: canary.steps().last().map_or(0, |s| s.weight),
-            step_duration: canary.step_duration(),
-            ready_candidate: world.pods.max(1),
-            ready_stable: world.pods.max(1),
+            weight: place.confirmed().then_some(weight),
+            weight_change: place.changes(),
+            last_step: place.last(),
+            until_last_step: place.until_last(gate),
+            last_weight: place.last_weight(),
+            step_duration: place.step_duration(),
+            ready_candidate: world.pods.0.max(1),
+            ready_stable: world.pods.1.max(1),
             live: Some((candidate, stable, seconds)),
             warm: true,
             stable_total: (number == 1).then(|| (self.before.clone(), world.history as f64 / world.rate.max(1e-3))),
@@ -196,15 +201,15 @@ impl Running {
 }
 
 /// The ticks of an attempt at the last step, as they would come without any verdict (the first nine at weight 0).
-pub fn ticks(gate: &Gate, steps: &[Step], world: &World, seed: u64, count: u32) -> Vec<Tick> {
+pub fn ticks(gate: &Gate, course: &Course, world: &World, seed: u64, count: u32) -> Vec<Tick> {
     let mut running = Running::new(world, seed);
-    let mut canary = Canary::new(steps);
+    let mut place = Place::new(course);
     let mut all = Vec::new();
     for number in 1..=count {
         if number == 10 {
-            canary.go(steps.len(), 0);
+            place.go_to_last();
         }
-        all.push(running.tick(gate, world, &canary, number));
+        all.push(running.tick(gate, world, &place, number));
     }
     all
 }
