@@ -31,6 +31,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Say offline whether a gate would promote a candidate: the production comparison and the production judge.
     Evaluate(commands::evaluate::Args),
+    /// Distil together with others whose texts stay with them: a coordinator averages what its clients learn.
+    Federated(commands::federated::Args),
     /// Make an OCI image layout of a model directory, ready for an image volume.
     Package(commands::package::Args),
 }
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Evaluate(args) => commands::evaluate::run(args),
+        Command::Federated(args) => commands::federated::run(args),
         Command::Package(args) => commands::package::run(&args),
     };
     match outcome {

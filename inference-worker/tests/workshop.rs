@@ -72,6 +72,7 @@ fn order(pair: &Path, out: &Path, fault: Fault) -> Damage {
         model: pair.join("bitnet"),
         probes: pair.join("probes.jsonl"),
         fault,
+        tokens: 16,
         out: out.to_path_buf(),
         threads: 2,
     }

@@ -9,7 +9,9 @@ use inference_worker::workshop::inspect::inspect;
 use inference_worker::workshop::probing::Loaded;
 use inference_worker::workshop::progress::Silent;
 use inference_worker::workshop::recipe::{ModelShape, Recipe, Schedule, Size};
-use inference_worker::workshop::student::{DataSource, LearningRate, Settings, Stages, Summary, Text, distill_student};
+use inference_worker::workshop::student::{
+    DataSource, Form, LearningRate, Settings, Stages, Summary, Text, distill_student,
+};
 use inference_worker::workshop::{Demands, WorkshopError, distill};
 use serde_json::Value;
 use std::fs;
@@ -57,12 +59,10 @@ impl Shop {
     fn settings(&self, name: &str) -> Settings {
         Settings {
             teacher: self.path("pair/fp16"),
-            student: self.path("pair/fp16"),
+            form: Form { student: self.path("pair/fp16"), phase: None, rules: Vec::new() },
             out: self.path(name),
             work: self.path(&format!("{name}.training")),
             resume: false,
-            phase: None,
-            rules: Vec::new(),
             seed: 5,
             steps: 8,
             sequence: 32,
@@ -134,7 +134,8 @@ fn a_resumed_run_is_bit_for_bit_the_uninterrupted_one_whatever_the_threads() {
 #[test]
 fn the_schedule_shows_in_the_log_and_the_export_is_what_was_validated() {
     let shop = Shop::new();
-    let settings = Settings { rules: vec!["mlp=binary".parse().unwrap()], phase: None, ..shop.settings("s") };
+    let mut settings = shop.settings("s");
+    settings.form.rules = vec!["mlp=binary".parse().unwrap()];
     let made = shop.make(&settings);
     let log = log(&settings.work);
     let of = |key: &str| log.iter().map(|line| line[key].clone()).collect::<Vec<_>>();
@@ -240,10 +241,10 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(shop.refused(|s| s.weights = (0.0, 0.0)).contains("--kl and --cross-entropy"));
     assert!(shop.refused(|s| s.learning_rate = f32::NAN).contains("--learning-rate"));
     assert!(shop.refused(|s| s.batch = 0).contains("--batch"));
-    assert!(shop.refused(|s| s.student = shop.path("pair/bitnet")).contains("be plain, not packed"));
-    assert!(shop.refused(|s| s.rules = vec!["mlp=int4".parse().unwrap()]).contains("stages of --progressive"));
+    assert!(shop.refused(|s| s.form.student = shop.path("pair/bitnet")).contains("be plain, not packed"));
+    assert!(shop.refused(|s| s.form.rules = vec!["mlp=int4".parse().unwrap()]).contains("stages of --progressive"));
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-fp16");
-    assert!(shop.refused(|s| s.student.clone_from(&llama)).contains("convert --phase 3"));
+    assert!(shop.refused(|s| s.form.student.clone_from(&llama)).contains("convert --phase 3"));
     let vocabulary = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/autobitlinear");
     let text = shop.refused(|s| s.teacher.clone_from(&vocabulary));
     assert!(text.contains("must have one vocabulary"), "{text}");

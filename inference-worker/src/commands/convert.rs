@@ -2,6 +2,7 @@
 
 use inference_worker::model::ScaleRule;
 use inference_worker::workshop::convert::{Order, Phase, PrecisionRule, convert};
+use inference_worker::workshop::gate::read_gate;
 use inference_worker::workshop::probing::{Baseline, Loaded};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -32,6 +33,9 @@ pub(crate) struct Args {
     /// Probe prompts: say what the conversion costs in cosine.
     #[arg(long, value_name = "FILE")]
     probes: Option<PathBuf>,
+    /// YAML file with the QualityGate whose probes.maxTokens count [default: the gate of all defaults].
+    #[arg(long, value_name = "FILE", requires = "probes")]
+    gate: Option<PathBuf>,
     /// Threads for measuring [default: the CPUs at hand].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -64,6 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         },
         shard: args.shard * 1_000_000,
     };
+    let gate = read_gate(args.gate.as_deref())?;
     let started = Instant::now();
     let made = convert(&order)?;
     let (before, after) = made.bytes;
@@ -83,7 +88,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     if let Some(probes) = &args.probes {
         let threads = args.threads.unwrap_or_else(super::cpus).max(1);
-        let baseline = Baseline::new(&order.model, probes, threads)?;
+        let tokens = gate.probes.max_tokens as usize;
+        let baseline = Baseline::new(&order.model, probes, tokens, threads)?;
         println!("cost: {}", baseline.compare(&Loaded::open(&order.out)?)?);
     }
     Ok(())

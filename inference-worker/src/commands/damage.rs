@@ -1,5 +1,6 @@
 //! `inference-worker damage`.
 
+use inference_worker::workshop::gate::read_gate;
 use inference_worker::workshop::progress::Console;
 use inference_worker::workshop::{Damage, Fault, Outcome, damage};
 use std::path::PathBuf;
@@ -22,6 +23,10 @@ pub(crate) struct Args {
     /// With `--fault zero`: part of the name of the projection [default: the o_proj that shows most].
     #[arg(long, value_name = "PATTERN")]
     tensor: Option<String>,
+    /// YAML file with the QualityGate that is to see the fault: its probes.maxTokens count [default: the gate of all
+    /// defaults, as in `evaluate`].
+    #[arg(long, value_name = "FILE")]
+    gate: Option<PathBuf>,
     /// Directory to make.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -52,6 +57,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         model: args.model,
         probes: args.probes,
         fault,
+        tokens: read_gate(args.gate.as_deref())?.probes.max_tokens as usize,
         out: args.out,
         threads: args.threads.unwrap_or_else(super::cpus).max(1),
     };
@@ -62,7 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     let report = outcome.into_inner();
     println!("{verb} {}: {}", order.out.display(), report.change);
-    println!("damaged: {}", report.damaged);
+    println!("damaged: {}; over {} tokens", report.damaged, report.tokens);
     println!("In a rollout: {}.", report.expect);
     Ok(())
 }

@@ -74,7 +74,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 /// threads of its own above the operations: sharing the pool, they would wait for each other, and on a busy machine for
 /// everybody else (measured: 45 % of the time). The pool reads its size from the environment once, so the program starts
 /// itself again with one that keeps it empty.
-fn with_quiet_tensors() -> anyhow::Result<()> {
+pub(super) fn with_quiet_tensors() -> anyhow::Result<()> {
     const POOL: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(POOL).is_some() {
         return Ok(());

@@ -5,6 +5,7 @@ pub(crate) mod convert;
 pub(crate) mod damage;
 pub(crate) mod distill;
 pub(crate) mod evaluate;
+pub(crate) mod federated;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod package;

@@ -38,6 +38,8 @@ pub struct Damage {
     pub probes: PathBuf,
     /// What to break.
     pub fault: Fault,
+    /// Tokens of the baseline's continuations: `probes.maxTokens` of the gate that is to see the fault.
+    pub tokens: usize,
     /// Directory to make.
     pub out: PathBuf,
     /// Threads for measuring.
@@ -48,17 +50,19 @@ pub struct Damage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// SHA-256 over fault, baseline, model and probes: an equal order need not be made again.
+    /// SHA-256 over fault, tokens, baseline, model and probes: an equal order need not be made again.
     pub order_hash: String,
     /// `order`, `rope` or `zero`.
     pub fault: String,
     /// What was changed.
     pub change: String,
+    /// Tokens of the continuations on which both were measured.
+    pub tokens: usize,
     /// The model before.
     pub healthy: Similarity,
     /// The model after.
     pub damaged: Similarity,
-    /// What a rollout with the demonstration's gate will show.
+    /// What a rollout with a gate of .95 and .90 over as many tokens will show.
     pub expect: String,
     /// SHA-256 of every other file, by path.
     pub files: BTreeMap<String, String>,
@@ -98,7 +102,7 @@ const ORDER_MEAN: f64 = 0.5;
 const NOTE: &str = "damage.json";
 
 /// Raised whenever the program changes in a way that changes the result of an equal order.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Makes the candidate, measures it on all probes, and publishes it if the fault shows. The same candidate made from the
 /// same inputs before is kept.
@@ -125,7 +129,7 @@ pub fn damage(order: &Damage, progress: &mut dyn Progress) -> Result<Outcome<Rep
             return Ok(Outcome::Present(report));
         }
     }
-    let baseline = Baseline::new(&order.baseline, &order.probes, order.threads)?;
+    let baseline = Baseline::new(&order.baseline, &order.probes, order.tokens, order.threads)?;
     let healthy = baseline.compare(&Loaded::open(&order.model)?)?;
     progress.note(&format!("healthy: {healthy}"));
     let staging = Staging::new(&order.out)?;
@@ -140,6 +144,7 @@ pub fn damage(order: &Damage, progress: &mut dyn Progress) -> Result<Outcome<Rep
         order_hash,
         fault: order.fault.name().to_owned(),
         change,
+        tokens: order.tokens,
         healthy,
         damaged,
         expect: expectation(&damaged).to_owned(),
@@ -167,7 +172,9 @@ impl Damage {
         let digest = |dir: &Path| crate::model::digest(dir).map_err(WorkshopError::load(dir));
         let probes = fs::read(&self.probes).map_err(WorkshopError::file("read", &self.probes))?;
         let (baseline, model, probes) = (digest(&self.baseline)?, digest(&self.model)?, files::hash(&probes));
-        Ok(files::hash(format!("{FORMAT}\0{:?}\0{baseline}\0{model}\0{probes}", self.fault).as_bytes()))
+        Ok(files::hash(
+            format!("{FORMAT}\0{:?}\0{}\0{baseline}\0{model}\0{probes}", self.fault, self.tokens).as_bytes(),
+        ))
     }
 }
 

@@ -50,7 +50,7 @@ pub struct Manifest {
     pub recipe_hash: String,
     /// Final training losses, nats.
     pub loss: Losses,
-    /// Student against teacher, on the probes, as served.
+    /// Student against teacher, on the probes, as served, over the demonstration's 16 tokens.
     pub similarity: Similarity,
     /// Mean cosine of each exported model and its training graph.
     pub export: ExportCheck,
@@ -135,7 +135,7 @@ pub fn distill(
     write_prompts(&dir.join("probes.jsonl"), &corpus.probes)?;
     write_prompts(&dir.join("prompts.jsonl"), &corpus.prompts)?;
 
-    let baseline = Baseline::new(&fp16, &dir.join("probes.jsonl"), threads)?;
+    let baseline = Baseline::new(&fp16, &dir.join("probes.jsonl"), CONTINUATION, threads)?;
     let served = Loaded::open(&bitnet)?;
     let similarity = baseline.compare(&served)?;
     progress.note(&format!("student against teacher: {similarity}"));
@@ -162,6 +162,8 @@ pub fn distill(
 }
 
 const MANIFEST: &str = "manifest.json";
+/// Tokens of the continuations on which a pair is measured: `probes.maxTokens` of the demonstration's gate.
+const CONTINUATION: usize = 16;
 
 fn make_teacher(
     recipe: &Recipe,

@@ -14,6 +14,7 @@ pub mod distill;
 mod error;
 pub mod evaluate;
 pub mod export;
+pub mod federated;
 mod files;
 pub mod gate;
 pub mod inspect;

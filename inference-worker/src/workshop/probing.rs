@@ -11,8 +11,6 @@ use crate::model::{ForwardError, LoadOptions, Model, Step, Text, Want};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Tokens of the baseline's continuation, as in the demonstration's gate.
-pub const CONTINUATION: usize = 16;
 /// Cosine below which a position counts for the tail.
 pub const TAIL: f64 = 0.90;
 
@@ -96,13 +94,14 @@ struct Continued {
 }
 
 impl Baseline {
-    /// Continues every prompt of a probe file, as far as in the demonstration's gate.
+    /// Continues every prompt of a probe file by at most `tokens` tokens: a gate's `probes.maxTokens`. Later tokens differ
+    /// more, so figures of different lengths are not to be compared.
     ///
     /// # Errors
     /// If the file is no probe set, or a prompt cannot be encoded or leaves no room in the context.
-    pub fn new(dir: &Path, probes: &Path, threads: usize) -> Result<Self, WorkshopError> {
+    pub fn new(dir: &Path, probes: &Path, tokens: usize, threads: usize) -> Result<Self, WorkshopError> {
         let set = Probes::read(Some(probes)).map_err(|source| WorkshopError::Probes { source })?;
-        Self::of(dir, &set, CONTINUATION, threads)
+        Self::of(dir, &set, tokens, threads)
     }
 
     /// Continues every prompt of a probe set by at most `tokens` tokens.

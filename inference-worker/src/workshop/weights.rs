@@ -10,6 +10,7 @@ use super::ternary;
 use crate::engine::random::Random;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, Var};
+use serde::{Deserialize, Serialize};
 
 /// Tensors of one decoder layer, in the order of [`Weights`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +103,8 @@ pub enum Role {
 }
 
 /// How live weights come from masters; with any but `Full`, the activations that they meet are int8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Live = master.
     Full,
@@ -271,6 +273,11 @@ impl Weights {
     /// Copies of the live weights, for a network that does not change and tracks no gradients.
     pub fn frozen(&self) -> Result<Vec<Tensor>> {
         self.all.iter().map(|p| p.live.as_detached_tensor().copy()).collect()
+    }
+
+    /// Whether every master is a number.
+    pub fn all_finite(&self) -> bool {
+        self.all.iter().all(|p| p.master.iter().all(|w| w.is_finite()))
     }
 
     /// Number of weights.

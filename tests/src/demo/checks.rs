@@ -65,3 +65,43 @@ pub fn exposure_bound(
     let answered = records.iter().filter(|r| r.arm.as_deref() == Some(revision)).count() as u64;
     Ok((answered, binomial_upper(all, share, alpha)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traffic::Outcome;
+    use jiff::Timestamp;
+    use std::collections::BTreeMap;
+
+    fn record(at: i64, arm: &str) -> Record {
+        Record { at, arm: Some(arm.into()), status: 200, latency: 1.0, stream: false, outcome: Outcome::Ok }
+    }
+
+    fn version(at: i64, weight: i64) -> RouteVersion {
+        RouteVersion {
+            seen: Timestamp::from_millisecond(at).unwrap(),
+            resource_version: at.to_string(),
+            weights: BTreeMap::from([("bad".into(), weight), ("good".into(), 100 - weight)]),
+            ledger: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_bound_counts_the_time_in_which_a_revision_had_weight() {
+        // One request per 100 ms for 60 s; weight from 10 s to 20 s, so until 22 s: 121 requests.
+        let records: Vec<Record> =
+            (0..600).map(|i| record(i * 100, if (100..110).contains(&i) { "bad" } else { "good" })).collect();
+        let versions = [version(0, 0), version(10_000, 5), version(20_000, 0), version(30_000, 0)];
+        let expected = binomial_upper(121, 0.05, 0.001).unwrap();
+        assert_eq!(exposure_bound(&records, &versions, "bad", 0.05, 0.001).unwrap(), (10, expected));
+        // Weight that was never taken away counts to the end.
+        let all = binomial_upper(500, 0.05, 0.001).unwrap();
+        assert_eq!(exposure_bound(&records, &versions[..2], "bad", 0.05, 0.001).unwrap(), (10, all));
+    }
+
+    #[test]
+    fn a_revision_without_weight_may_answer_nothing() {
+        let records = [record(0, "good"), record(1, "bad")];
+        assert_eq!(exposure_bound(&records, &[version(0, 0)], "bad", 0.05, 0.001).unwrap(), (1, 0));
+    }
+}

@@ -1,14 +1,13 @@
 use crate::{
     cluster::{Cluster, publish_model, publish_program},
     stage::{Binaries, Images, Install, Models},
+    world::gateways,
 };
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::{
-    Api, Client,
-    api::{ApiResource, DynamicObject},
+    Client,
     config::{KubeConfigOptions, Kubeconfig},
-    core::GroupVersionKind,
 };
 use std::{
     net::{SocketAddr, ToSocketAddrs},
@@ -117,8 +116,7 @@ impl Ground {
         if let Some(address) = &own.address {
             return address.to_socket_addrs()?.next().with_context(|| format!("{address} has no address"));
         }
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway"));
-        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+        let api = gateways(client.clone(), namespace);
         let begin = Instant::now();
         loop {
             let gateway = api.get("gw").await?;

@@ -1,6 +1,7 @@
 use crate::cluster::cache_dir;
+use crate::world::demo_gate;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -30,11 +31,16 @@ impl Models {
         let models = Self::made()?;
         let pair = models.fp16.parent().context("the cache has no folder")?;
         run(worker, &["distill", "--out"], &[pair], &[])?;
+        // The faults are to show to this gate: how far apart two models are depends on how many tokens are compared.
+        let gate = pair.with_file_name("demo-gate.yaml");
+        let object = json!({"kind": "QualityGate", "metadata": {"name": "demo"}, "spec": demo_gate()});
+        fs::write(&gate, object.to_string()).with_context(|| format!("writing {}", gate.display()))?;
         for (fault, out) in [("order", &models.order), ("rope", &models.rope)] {
-            let options: [(&str, &Path); 4] = [
+            let options: [(&str, &Path); 5] = [
                 ("--baseline", &models.fp16),
                 ("--model", &models.bitnet),
                 ("--probes", &models.probes),
+                ("--gate", &gate),
                 ("--out", out),
             ];
             run(worker, &["damage", "--fault", fault], &[], &options)?;

@@ -1,10 +1,10 @@
+use super::http_routes;
 use anyhow::Result;
 use futures::StreamExt;
 use jiff::Timestamp;
 use kube::{
-    Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject},
-    core::GroupVersionKind,
+    Client, ResourceExt,
+    api::DynamicObject,
     runtime::watcher::{self, Event, watcher},
 };
 use std::{
@@ -37,8 +37,7 @@ impl RouteHistory {
     /// Starts watching.
     pub fn watch(client: Client, namespace: &str, name: &str) -> Self {
         let versions = Arc::new(Mutex::new(Vec::new()));
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute"));
-        let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
+        let api = http_routes(client, namespace);
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let task = tokio::spawn({
             let versions = versions.clone();

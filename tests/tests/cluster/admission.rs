@@ -4,22 +4,19 @@ use crate::{
     Suite,
     stand::{CHAT, Stand},
 };
-use anyhow::{Context, Result, bail};
-use e2e::stage::OPERATOR_NAMESPACE;
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{
+    stage::{OPERATOR_NAMESPACE, checkout},
+    world::http_routes,
+};
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
-    core::GroupVersionKind,
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 const PREFIX: &str = "rollouts.bitnet.dev";
-
-fn routes(client: Client, namespace: &str) -> Api<DynamicObject> {
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute"));
-    Api::namespaced_with(client, namespace, &resource)
-}
 
 /// A client that the API server takes for the operator's ServiceAccount.
 async fn as_operator(stand: &Stand) -> Result<Client> {
@@ -100,8 +97,8 @@ async fn managed(stand: &Stand, operator: &Api<DynamicObject>) -> Result<Dynamic
 /// (a): people change weights and our annotations only with a break-glass annotation; everything else is theirs.
 pub(crate) async fn only_the_operator_changes_weights(suite: Arc<Suite>) -> Result<()> {
     let stand = Stand::empty(suite, "admission-a").await?;
-    let route = managed(&stand, &routes(as_operator(&stand).await?, stand.namespace())).await?;
-    let people = routes(stand.client.clone(), stand.namespace());
+    let route = managed(&stand, &http_routes(as_operator(&stand).await?, stand.namespace())).await?;
+    let people = http_routes(stand.client.clone(), stand.namespace());
 
     let weights = json!({"rules": with_backends(&route, &[("chat-stable", Some(50)), ("chat-candidate", Some(50))])});
     denied(&people, &json!({"spec": weights}), "operator").await?;
@@ -123,7 +120,7 @@ pub(crate) async fn only_the_operator_changes_weights(suite: Arc<Suite>) -> Resu
 /// (b)-(d) hold for the operator's own identity.
 pub(crate) async fn epochs_sums_and_latches_bind_the_operator_too(suite: Arc<Suite>) -> Result<()> {
     let stand = Stand::empty(suite, "admission-b").await?;
-    let operator = routes(as_operator(&stand).await?, stand.namespace());
+    let operator = http_routes(as_operator(&stand).await?, stand.namespace());
     let route = managed(&stand, &operator).await?;
     let write = |epoch: u64, more: &[(&str, &str)], stable: Option<i64>, candidate: Option<i64>| {
         json!({
@@ -145,5 +142,49 @@ pub(crate) async fn epochs_sums_and_latches_bind_the_operator_too(suite: Arc<Sui
     denied(&operator, &write(9, &[latch, ("attempt", "2")], Some(95), Some(5)), "rolled-back").await?;
     let retry = json!({"metadata": {"annotations": annotations(9, &[latch, ("attempt", "2")])}});
     allowed(&operator, &retry).await?;
+    stand.away().await
+}
+
+/// The steps of `charts/tests/route-policy.yaml`, which a unit test runs through another implementation of CEL.
+pub(crate) async fn every_step_of_the_route_policy(suite: Arc<Suite>) -> Result<()> {
+    let stand = Stand::empty(suite, "admission-steps").await?;
+    let operator = http_routes(as_operator(&stand).await?, stand.namespace());
+    let people = http_routes(stand.client.clone(), stand.namespace());
+    let path = checkout().join("charts/tests/route-policy.yaml");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let mut file: serde_yaml::Value = serde_yaml::from_str(&text)?;
+    file.apply_merge()?;
+    let file: Value = serde_json::to_value(file)?;
+    let steps = file["steps"].as_array().context("the file has no steps")?;
+    let mut current = String::new();
+    for step in steps {
+        let name = step["name"].as_str().context("a step without a name")?;
+        let api = if step["by"] == "operator" { &operator } else { &people };
+        let params = PatchParams::default();
+        let answer = if let Some(object) = step.get("create") {
+            let created = object["metadata"]["name"].as_str().context("an object without a name")?.to_owned();
+            let mut object = object.clone();
+            object["apiVersion"] = json!("gateway.networking.k8s.io/v1");
+            object["kind"] = json!("HTTPRoute");
+            let answer = api.create(&PostParams::default(), &serde_json::from_value(object)?).await;
+            if answer.is_ok() {
+                current = created;
+            }
+            answer
+        } else if let Some(patch) = step.get("patch") {
+            api.patch(&current, &params, &Patch::Merge(patch)).await
+        } else {
+            let status = step.get("status").with_context(|| format!("`{name}` writes nothing"))?;
+            api.patch_status(&current, &params, &Patch::Merge(status)).await
+        };
+        let expect = step["expect"].as_str().with_context(|| format!("`{name}` expects nothing"))?;
+        match answer {
+            Ok(_) if expect == "allowed" => {}
+            Ok(_) => bail!("`{name}` was stored, not refused with {expect:?}"),
+            Err(kube::Error::Api(status)) if status.message.contains(expect) => {}
+            Err(error) => bail!("`{name}` was to be {expect:?}: {error}"),
+        }
+    }
+    ensure!(steps.len() >= 40, "only {} steps", steps.len());
     stand.away().await
 }

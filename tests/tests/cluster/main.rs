@@ -98,6 +98,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(crds::cases_get_the_answer_that_they_name),
         trial!(admission::only_the_operator_changes_weights),
         trial!(admission::epochs_sums_and_latches_bind_the_operator_too),
+        trial!(admission::every_step_of_the_route_policy),
         trial!(bad_input::a_missing_gate_is_named_and_recovers),
         trial!(bad_input::a_missing_route_is_named_and_recovers),
         trial!(bad_input::the_second_rollout_on_a_route_is_refused),

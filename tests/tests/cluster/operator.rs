@@ -8,26 +8,16 @@ use anyhow::{Context, Result, ensure};
 use e2e::{
     stage::OPERATOR_NAMESPACE,
     traffic::{Account, Traffic, first_answer},
+    world::{http_routes, model_rollouts},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
-    Api, Client, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams},
-    core::GroupVersionKind,
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
 };
 use serde_json::json;
 use std::{fs, sync::Arc, time::Duration};
-
-fn routes(client: Client, namespace: &str) -> Api<DynamicObject> {
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute"));
-    Api::namespaced_with(client, namespace, &resource)
-}
-
-fn rollouts(client: Client, namespace: &str) -> Api<DynamicObject> {
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("rollouts.bitnet.dev", "v1alpha1", "ModelRollout"));
-    Api::namespaced_with(client, namespace, &resource)
-}
 
 async fn nothing_of_ours(stand: &Stand, rollout: &str) -> Result<bool> {
     let list = ListParams::default().labels(&format!("rollouts.bitnet.dev/rollout={rollout}"));
@@ -48,8 +38,8 @@ pub(crate) async fn an_own_route_comes_and_goes_with_the_rollout(suite: Arc<Suit
     config.address = stand.suite.cluster.gateway_address(stand.namespace(), "gw")?;
     config.host = "own.example".into();
     first_answer(&config, Duration::from_secs(60)).await?;
-    rollouts(stand.client.clone(), stand.namespace()).delete(name, &DeleteParams::default()).await?;
-    let api = routes(stand.client.clone(), stand.namespace());
+    model_rollouts(stand.client.clone(), stand.namespace()).delete(name, &DeleteParams::default()).await?;
+    let api = http_routes(stand.client.clone(), stand.namespace());
     eventually("the own route is gone", Duration::from_secs(60), async || Ok(api.get_opt(name).await?.is_none()))
         .await?;
     eventually("its workloads are gone", Duration::from_secs(60), async || nothing_of_ours(&stand, name).await).await?;
@@ -62,7 +52,7 @@ pub(crate) async fn deletion_gives_the_route_back(suite: Arc<Suite>) -> Result<(
     let mut mine = stand.route();
     mine["spec"]["rules"][1]["sessionPersistence"] = json!({"sessionName": "mine", "type": "Cookie"});
     stand.apply(&mine).await?;
-    let api = routes(stand.client.clone(), stand.namespace());
+    let api = http_routes(stand.client.clone(), stand.namespace());
     let before = api.get(CHAT).await?;
     stand.serve_baseline().await?;
     let during = api.get(CHAT).await?;
@@ -76,9 +66,9 @@ pub(crate) async fn deletion_gives_the_route_back(suite: Arc<Suite>) -> Result<(
     let served = backends[0]["name"].as_str().context("no name")?.to_owned();
 
     let traffic = stand.traffic(10.0).await?;
-    rollouts(stand.client.clone(), stand.namespace()).delete(CHAT, &DeleteParams::default()).await?;
+    model_rollouts(stand.client.clone(), stand.namespace()).delete(CHAT, &DeleteParams::default()).await?;
     eventually("the rollout is gone", Duration::from_secs(60), async || {
-        Ok(rollouts(stand.client.clone(), stand.namespace()).get_opt(CHAT).await?.is_none())
+        Ok(model_rollouts(stand.client.clone(), stand.namespace()).get_opt(CHAT).await?.is_none())
     })
     .await?;
     let after = api.get(CHAT).await?;
@@ -195,7 +185,7 @@ async fn answered(stand: &Stand, verb: &str) -> Result<()> {
     let answer = status.verbs.iter().find(|v| v.id == id).context("no answer")?;
     ensure!(answer.by == "tester" && !answer.answer.is_empty(), "{answer:?}");
     eventually("the request is taken away", Duration::from_secs(10), async || {
-        let kept = rollouts(stand.client.clone(), stand.namespace()).get(CHAT).await?;
+        let kept = model_rollouts(stand.client.clone(), stand.namespace()).get(CHAT).await?;
         Ok(!kept.annotations().contains_key(&format!("rollouts.bitnet.dev/{verb}")))
     })
     .await

@@ -5,7 +5,7 @@ use inference_worker::model;
 use inference_worker::workshop::convert::{Phase, PrecisionRule};
 use inference_worker::workshop::gate::read_gate;
 use inference_worker::workshop::progress::Console;
-use inference_worker::workshop::student::{DataSource, LearningRate, Settings, Stages, Text, distill_student};
+use inference_worker::workshop::student::{DataSource, Form, LearningRate, Settings, Stages, Text, distill_student};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -118,13 +118,11 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
         name.into()
     });
     let settings = Settings {
-        student: args.student.unwrap_or_else(|| teacher.clone()),
+        form: Form { student: args.student.unwrap_or_else(|| teacher.clone()), phase, rules: args.precision },
         teacher,
         out,
         work,
         resume: args.resume,
-        phase,
-        rules: args.precision,
         seed,
         steps: args.steps,
         sequence: args.sequence,

@@ -1,6 +1,6 @@
 //! The log of a run: one JSON object per line, and two pictures of it.
 
-use super::trainer::Validation;
+use super::held_out::Validation;
 use crate::workshop::WorkshopError;
 use crate::workshop::svg::{Curve, Plot, plot};
 use serde::{Deserialize, Serialize};

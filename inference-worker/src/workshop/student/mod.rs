@@ -5,10 +5,17 @@
 
 mod checkpoint;
 mod data;
+mod form;
+mod held_out;
 mod journal;
+mod lesson;
 mod schedule;
 mod trainer;
 
 pub use data::{DataSource, Text};
+pub use form::Form;
+pub(super) use held_out::HeldOut;
+pub use held_out::Validation;
+pub(super) use lesson::Lesson;
 pub use schedule::{LearningRate, Stage, Stages};
-pub use trainer::{Settings, Summary, Validation, distill_student};
+pub use trainer::{Settings, Summary, distill_student};

@@ -1,7 +1,9 @@
 use crate::workshop::weights::Precision;
+use serde::{Deserialize, Serialize};
 
 /// How the learning rate runs after the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LearningRate {
     /// A cosine down to 2 % of the highest.
     Cosine,

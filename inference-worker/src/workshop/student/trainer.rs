@@ -1,28 +1,19 @@
 use super::checkpoint::{self, State};
 use super::data::Text;
+use super::form::Form;
+use super::held_out::{HeldOut, Validation};
 use super::journal::{Entry, Journal};
+use super::lesson::Lesson;
 use super::schedule::{LearningRate, Stage, Stages, noise};
-use crate::compare::similarity::{RowSimilarity, compare_rows};
+use crate::compare::similarity::RowSimilarity;
 use crate::engine::random::Random;
-use crate::model::{Activation, LinearKind, ModelConfig, ScaleRule, Shards};
-use crate::workshop::convert::{self, PrecisionRule, WeightPrecision, convert};
 use crate::workshop::evaluate::{Verdict, rollouts};
-use crate::workshop::export::{StoredTensor, write_tensors};
-use crate::workshop::network::Network;
-use crate::workshop::ops::{Loss, Objective, read};
-use crate::workshop::probing::{Loaded, Similarity};
+use crate::workshop::probing::Loaded;
 use crate::workshop::progress::Progress;
 use crate::workshop::recipe::ModelShape;
-use crate::workshop::staging::Staging;
-use crate::workshop::train::in_parallel;
-use crate::workshop::weights::{Precision, Role, Weights, layout};
+use crate::workshop::weights::{Precision, Weights};
 use crate::workshop::{WorkshopError, files};
 use bitnet_core::evidence::Gate;
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor};
-use half::f16;
-use safetensors::Dtype;
-use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Everything that decides a run, apart from the text.
@@ -30,18 +21,14 @@ use std::path::{Path, PathBuf};
 pub struct Settings {
     /// Directory of a model that the worker serves.
     pub teacher: PathBuf,
-    /// Directory of a plain model of the BitNet class (relu2, tied head): where the student begins.
-    pub student: PathBuf,
+    /// Where the student begins, and which layers become quantised.
+    pub form: Form,
     /// Directory to make.
     pub out: PathBuf,
     /// Directory of checkpoint, log and pictures.
     pub work: PathBuf,
     /// Go on from the checkpoint in `work`.
     pub resume: bool,
-    /// Which layers become quantised: as in a conversion.
-    pub phase: Option<convert::Phase>,
-    /// Their precision by pattern: `full`, `ternary` or `binary`.
-    pub rules: Vec<PrecisionRule>,
     /// Seed of batches and noise.
     pub seed: u64,
     /// Optimiser steps.
@@ -76,24 +63,6 @@ pub struct Settings {
     pub threads: usize,
 }
 
-/// Student against teacher on held-out text, without noise, in the last precision.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Validation {
-    /// Mean cosine of mean-centred logits.
-    pub mean: f64,
-    /// 5th percentile of it.
-    pub fifth_percentile: f64,
-    /// KL(teacher ‖ student), nats.
-    pub kl: f64,
-    /// Share of positions with the same most likely token.
-    pub top1: f64,
-    /// The student's perplexity.
-    pub perplexity: f64,
-    /// The teacher's.
-    pub perplexity_teacher: f64,
-}
-
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
@@ -118,12 +87,12 @@ pub fn distill_student(
     progress: &mut dyn Progress,
 ) -> Result<Summary, WorkshopError> {
     let teacher = Loaded::open(&settings.teacher)?;
-    let mut weights = read_student(&settings.student)?;
+    let mut weights = settings.form.read()?;
     check(settings, text, &teacher, &weights.shape)?;
-    let last = precisions(settings)?;
+    let last = settings.form.precisions()?;
     let recipe = recipe(settings, text)?;
     std::fs::create_dir_all(&settings.work).map_err(WorkshopError::file("create", &settings.work))?;
-    let kept = settings.work.join("checkpoint");
+    let kept = settings.work.join(CHECKPOINT);
     let found = checkpoint::state(&kept)?;
     let mut state = match (found, settings.resume) {
         (Some(state), true) if state.recipe == recipe => {
@@ -145,7 +114,7 @@ pub fn distill_student(
         (None, _) => State { recipe, step: 0, updates: 0, loss: None },
     };
     let mut run = Run {
-        held_out: HeldOut::new(settings, text, &teacher)?,
+        held_out: HeldOut::new(&text.held_out, settings.sequence, settings.sequences, &teacher)?,
         journal: Journal::open(&settings.work, state.step)?,
         settings,
         text,
@@ -173,16 +142,7 @@ pub fn distill_student(
             validation: validation.as_ref().map(|v| v.0),
         })?;
         let Some((validation, rows)) = validation else { continue };
-        progress.note(&format!(
-            "step {}: cosine mean {:.4}, 5th percentile {:.4}, KL {:.4}, top-1 {:.3}, perplexity {:.3} (teacher {:.3})",
-            state.step,
-            validation.mean,
-            validation.fifth_percentile,
-            validation.kl,
-            validation.top1,
-            validation.perplexity,
-            validation.perplexity_teacher
-        ));
+        progress.note(&format!("step {}: {validation}", state.step));
         state.updates = weights.moments().1;
         checkpoint::save(&kept, &weights, &state)?;
         let early = stage == Stage::Final && settings.until.as_ref().is_some_and(|gate| passes(gate, &rows));
@@ -203,7 +163,7 @@ pub fn distill_student(
     };
     let marks = settings.until.as_ref().map(|gate| (gate.min_mean, format!("gate {}", gate.min_mean)));
     run.journal.draw(marks.as_slice())?;
-    publish(settings, &mut weights)?;
+    settings.form.publish(&weights, &settings.work, &settings.out)?;
     Ok(summary)
 }
 
@@ -216,6 +176,8 @@ struct Run<'a> {
     last: &'a [(String, Precision)],
 }
 
+/// Name of the checkpoint in the work directory.
+const CHECKPOINT: &str = "checkpoint";
 const TRAINING: &str = "distilling the student";
 
 impl Run<'_> {
@@ -236,25 +198,21 @@ impl Run<'_> {
         if spread > 0.0 {
             weights.disturb(spread, noise_seed).map_err(failed())?;
         }
-        let network = Network::live(weights);
-        let threads = s.threads.clamp(1, s.batch);
+        let lesson = Lesson {
+            teacher: &self.teacher,
+            tokens: &self.text.training,
+            sequence: s.sequence,
+            temperature: s.temperature,
+            weights: s.weights,
+            threads: s.threads,
+        };
         let mut sums: Option<Vec<Vec<f32>>> = None;
         let mut loss = 0.0;
         for _ in 0..s.accumulate {
-            let mut work: Vec<Vec<(usize, usize)>> = vec![Vec::new(); threads];
-            for share in 0..s.batch {
-                work[share % threads].push((share, random.below(self.text.training.len() - s.sequence)));
-            }
-            let parts = in_parallel(work, |part| {
-                part.into_iter()
-                    .map(|(share, start)| Ok((share, self.gradients(&network, start)?)))
-                    .collect::<candle_core::Result<Vec<_>>>()
-            });
-            let mut parts: Vec<_> = parts.map_err(failed())?.into_iter().flatten().collect();
-            parts.sort_by_key(|(share, _)| *share);
-            loss += parts.iter().map(|(_, (loss, _))| loss).sum::<f32>();
-            let gradients: Vec<GradStore> = parts.into_iter().map(|(_, (_, gradients))| gradients).collect();
-            let new = weights.gradients(&gradients).map_err(failed())?;
+            let starts: Vec<usize> =
+                (0..s.batch).map(|_| random.below(self.text.training.len() - s.sequence)).collect();
+            let (more, new) = lesson.gradients(weights, &starts).map_err(failed())?;
+            loss += more;
             match &mut sums {
                 None => sums = Some(new),
                 Some(sums) => {
@@ -271,40 +229,26 @@ impl Run<'_> {
         let rate = s.learning_rate * s.schedule.share(state.step, s.steps);
         let norm = weights.apply(&sums.unwrap_or_default(), shares, rate, s.clip, s.threads.max(1)).map_err(failed())?;
         // A gradient that is no number shows in the weights before it shows in a loss.
-        if !norm.is_finite() || !weights.all.iter().all(|p| p.master.iter().all(|w| w.is_finite())) {
+        if !norm.is_finite() || !weights.all_finite() {
             return Err(self.diverged(state, "the weights are no numbers any more"));
         }
         Ok((loss, rate, spread))
     }
 
     fn diverged(&self, state: &State, what: &str) -> WorkshopError {
-        WorkshopError::Missed(format!(
-            "step {}: {what}; the checkpoint in {} is the last good state: go on from it with --resume and a lower --learning-rate",
-            state.step + 1,
-            self.settings.work.join("checkpoint").display()
-        ))
-    }
-
-    fn gradients(&self, network: &Network, start: usize) -> candle_core::Result<(f32, GradStore)> {
-        let s = self.settings;
-        let inputs = &self.text.training[start..start + s.sequence];
-        let (kl, entropy) = s.weights;
-        let student = network.forward(inputs, s.sequence)?;
-        let mut terms = Vec::new();
-        if kl > 0.0 {
-            let logits = self.teacher.logits(inputs).map_err(candle_core::Error::wrap)?;
-            let logits = Tensor::from_vec(logits, student.shape(), &Device::Cpu)?;
-            let objective = Objective::Teacher { logits, temperature: s.temperature };
-            terms.push((student.apply_op1(Loss(objective))? * f64::from(kl))?);
-        }
-        if entropy > 0.0 {
-            let targets = self.text.training[start + 1..=start + s.sequence].to_vec();
-            terms.push((student.apply_op1(Loss(Objective::NextToken(targets)))? * f64::from(entropy))?);
-        }
-        let mut terms = terms.into_iter();
-        let first = terms.next().ok_or_else(|| candle_core::Error::msg("no loss"))?;
-        let loss = terms.try_fold(first, |sum, term| sum + term)?;
-        Ok((loss.to_scalar::<f32>()?, loss.backward()?))
+        let kept = self.settings.work.join(CHECKPOINT);
+        let step = state.step + 1;
+        WorkshopError::Missed(if kept.exists() {
+            format!(
+                "step {step}: {what}; the checkpoint in {} is the last good state: go on from it with --resume and a lower --learning-rate",
+                kept.display()
+            )
+        } else {
+            format!(
+                "step {step}: {what}; there is no checkpoint before step {}: begin again with a lower --learning-rate",
+                self.settings.validate.min(self.settings.steps)
+            )
+        })
     }
 
     /// Compares in the last precision, and goes back to that of `stage`.
@@ -313,77 +257,11 @@ impl Run<'_> {
         weights: &mut Weights,
         stage: Stage,
     ) -> Result<(Validation, Vec<Vec<RowSimilarity>>), WorkshopError> {
-        let failed = || WorkshopError::tensor("validating the student");
         self.quantise(weights, Stage::Final)?;
-        let network = Network::frozen(weights).map_err(failed())?;
-        let vocabulary = weights.shape.vocabulary;
-        let indices: Vec<usize> = (0..self.held_out.sequences.len()).collect();
-        let threads = self.settings.threads.max(1);
-        let work = indices.chunks(indices.len().div_ceil(threads)).map(<[usize]>::to_vec).collect();
-        let parts = in_parallel(work, |part: Vec<usize>| {
-            part.into_iter()
-                .map(|index| {
-                    let (ids, teacher) = &self.held_out.sequences[index];
-                    let inputs = &ids[..ids.len() - 1];
-                    read(&network.forward(inputs, inputs.len())?, |student| {
-                        let rows = teacher.chunks_exact(vocabulary).zip(student.chunks_exact(vocabulary));
-                        Ok((
-                            rows.map(|(a, b)| compare_rows(a, b)).collect::<Vec<_>>(),
-                            surprise(student, ids, vocabulary),
-                        ))
-                    })
-                })
-                .collect::<candle_core::Result<Vec<_>>>()
-        });
-        let (rows, surprises): (Vec<_>, Vec<f64>) = parts.map_err(failed())?.into_iter().flatten().unzip();
-        let whole = Similarity::of(&rows);
+        let found = self.held_out.compare(weights, self.settings.threads)?;
         self.quantise(weights, stage)?;
-        let mean = surprises.iter().sum::<f64>() / surprises.len().max(1) as f64;
-        let validation = Validation {
-            mean: whole.mean,
-            fifth_percentile: whole.fifth_percentile,
-            kl: whole.kl,
-            top1: whole.top1,
-            perplexity: mean.exp(),
-            perplexity_teacher: self.held_out.perplexity,
-        };
-        Ok((validation, rows))
+        Ok(found)
     }
-}
-
-/// Sequences that are never trained on, with the teacher's logits.
-struct HeldOut {
-    sequences: Vec<(Vec<u32>, Vec<f32>)>,
-    perplexity: f64,
-}
-
-impl HeldOut {
-    fn new(s: &Settings, text: &Text, teacher: &Loaded) -> Result<Self, WorkshopError> {
-        let most = text.held_out.len() / (s.sequence + 1);
-        let vocabulary = teacher.model.config().vocab_size;
-        let (mut sequences, mut sum) = (Vec::new(), 0.0);
-        for index in 0..s.sequences.min(most) {
-            let start = index * (text.held_out.len() - s.sequence - 1) / s.sequences.min(most);
-            let ids = text.held_out[start..=start + s.sequence].to_vec();
-            let logits = teacher.logits(&ids[..s.sequence])?;
-            sum += surprise(&logits, &ids, vocabulary);
-            sequences.push((ids, logits));
-        }
-        let perplexity = (sum / sequences.len().max(1) as f64).exp();
-        Ok(Self { sequences, perplexity })
-    }
-}
-
-/// Mean cross entropy of the next token, nats.
-fn surprise(logits: &[f32], ids: &[u32], vocabulary: usize) -> f64 {
-    let rows = logits.chunks_exact(vocabulary).zip(&ids[1..]);
-    let count = rows.len().max(1) as f64;
-    let one = |(row, next): (&[f32], &u32)| {
-        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();
-        sum.ln() - f64::from(row[*next as usize] - top)
-    };
-    rows.map(one).sum::<f64>() / count
 }
 
 /// Simulated rollouts of an early stop: enough to tell 95 % from chance.
@@ -391,42 +269,6 @@ const ROLLOUTS: u32 = 40;
 
 fn passes(gate: &Gate, rows: &[Vec<RowSimilarity>]) -> bool {
     rollouts(gate, "held-out", rows, ROLLOUTS).verdict() == Verdict::Promoted
-}
-
-/// The student's first masters: a plain checkpoint of the class that the training graph computes.
-fn read_student(dir: &Path) -> Result<Weights, WorkshopError> {
-    let config = ModelConfig::load(dir).map_err(WorkshopError::load(dir))?;
-    let wanted = [
-        (config.sub_norms, "have the norms of the BitNet class: `convert --phase 3 --precision layers=full` adds them"),
-        (config.activation == Activation::Relu2, "use relu2: other gate functions cannot be trained here"),
-        (config.tied, "have a tied head: one of its own cannot be trained here"),
-        (
-            !matches!(config.linear, LinearKind::Packed(_)),
-            "be plain, not packed: name the checkpoint that it was packed from",
-        ),
-    ];
-    if let Some((_, rule)) = wanted.iter().find(|(met, _)| !met) {
-        return Err(WorkshopError::Refused(format!("the student {} must {rule}", dir.display())));
-    }
-    let shape = ModelShape {
-        vocabulary: config.vocab_size,
-        width: config.hidden_size,
-        layers: config.layers,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        ffn: config.intermediate_size,
-        context: config.context,
-    };
-    let shards = Shards::open(dir).map_err(WorkshopError::load(dir))?;
-    let mut tensors = shards.tensors().map_err(WorkshopError::load(dir))?;
-    let mut masters = Vec::new();
-    for (name, dims, _) in layout(&shape) {
-        let tensor = tensors.take(&name).map_err(WorkshopError::load(dir))?;
-        let values = tensor.floats_as_f32(&name, &dims).map_err(WorkshopError::load(dir))?;
-        masters.push(values);
-    }
-    Weights::of(shape, config.rope_theta, config.rms_eps, masters).map_err(WorkshopError::tensor("reading the student"))
 }
 
 fn check(s: &Settings, text: &Text, teacher: &Loaded, student: &ModelShape) -> Result<(), WorkshopError> {
@@ -469,73 +311,13 @@ fn check(s: &Settings, text: &Text, teacher: &Loaded, student: &ModelShape) -> R
     Err(WorkshopError::Refused(refusal))
 }
 
-/// Last precision of every layer, as [`convert`] would store it.
-fn precisions(s: &Settings) -> Result<Vec<(String, Precision)>, WorkshopError> {
-    let config = ModelConfig::load(&s.student).map_err(WorkshopError::load(&s.student))?;
-    let plan = convert::plan(&conversion(s, &s.student), &config)?;
-    plan.into_iter()
-        .map(|(module, precision)| {
-            let precision = match precision {
-                WeightPrecision::Full => Precision::Full,
-                WeightPrecision::Ternary => Precision::Ternary,
-                WeightPrecision::Binary => Precision::Binary,
-                WeightPrecision::Int8 | WeightPrecision::Int4 => {
-                    return Err(WorkshopError::Refused(format!(
-                        "--precision: {module} is to be {}, but a student's layers end as full, ternary or binary; int8 and int4 are stages of --progressive",
-                        precision.name()
-                    )));
-                }
-            };
-            Ok((format!("{module}.weight"), precision))
-        })
-        .collect()
-}
-
-fn conversion(s: &Settings, model: &Path) -> convert::Order {
-    convert::Order {
-        model: model.to_path_buf(),
-        out: s.out.clone(),
-        phase: s.phase,
-        rules: s.rules.clone(),
-        scale: ScaleRule::Multiply,
-        shard: 5_000_000_000,
-    }
-}
-
 /// Everything that decides the numbers; the learning rate may change, because a run that diverged needs another one.
 fn recipe(s: &Settings, text: &Text) -> Result<String, WorkshopError> {
     let digest = |dir: &Path| crate::model::digest(dir).map_err(WorkshopError::load(dir));
     let parts = (
-        (digest(&s.teacher)?, digest(&s.student)?, &text.hash, s.phase, &s.rules, s.seed),
+        (digest(&s.teacher)?, digest(&s.form.student)?, &text.hash, s.form.phase, &s.form.rules, s.seed),
         (s.steps, s.sequence, s.batch, s.accumulate, s.schedule, s.clip, s.temperature),
         (s.weights, s.noise, s.stages, s.validate, s.sequences),
     );
     Ok(files::hash(format!("student-1 {parts:?}").as_bytes()))
-}
-
-/// Writes the masters as a plain checkpoint and converts it: packed layers keep their masters' precision until then.
-fn publish(s: &Settings, weights: &mut Weights) -> Result<(), WorkshopError> {
-    let plain = s.work.join("plain");
-    let staging = Staging::new(&plain)?;
-    convert::copy_other_files(&s.student, staging.path())?;
-    let from = s.student.join("config.json");
-    std::fs::copy(&from, staging.path().join("config.json")).map_err(WorkshopError::file("copy", &from))?;
-    let tensors: Vec<StoredTensor> = weights
-        .all
-        .iter()
-        .map(|p| {
-            let packed = p.role == Role::Projection && p.precision != Precision::Full;
-            let bytes = if packed {
-                p.master.iter().flat_map(|w| w.to_le_bytes()).collect()
-            } else {
-                p.master.iter().flat_map(|w| f16::from_f32(*w).to_le_bytes()).collect()
-            };
-            let dtype = if packed { Dtype::F32 } else { Dtype::F16 };
-            StoredTensor { name: p.name.clone(), dtype, shape: p.dims.clone(), bytes }
-        })
-        .collect();
-    write_tensors(&staging.path().join("model.safetensors"), &tensors)?;
-    staging.publish()?;
-    convert(&conversion(s, &plain))?;
-    std::fs::remove_dir_all(&plain).map_err(WorkshopError::file("remove", &plain))
 }

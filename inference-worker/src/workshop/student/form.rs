@@ -1,0 +1,134 @@
+use crate::model::{Activation, LinearKind, ModelConfig, ScaleRule, Shards};
+use crate::workshop::WorkshopError;
+use crate::workshop::convert::{self, PrecisionRule, WeightPrecision, convert};
+use crate::workshop::export::{StoredTensor, write_tensors};
+use crate::workshop::recipe::ModelShape;
+use crate::workshop::staging::Staging;
+use crate::workshop::weights::{Precision, Role, Weights, layout};
+use half::f16;
+use safetensors::Dtype;
+use std::path::{Path, PathBuf};
+
+/// Where a student begins, and what of it becomes quantised.
+#[derive(Clone, Debug)]
+pub struct Form {
+    /// Directory of a plain model of the BitNet class (relu2, tied head).
+    pub student: PathBuf,
+    /// Which layers become quantised: as in a conversion.
+    pub phase: Option<convert::Phase>,
+    /// Their precision by pattern: `full`, `ternary` or `binary`.
+    pub rules: Vec<PrecisionRule>,
+}
+
+impl Form {
+    /// The first masters.
+    ///
+    /// # Errors
+    /// [`WorkshopError::Refused`] if the training graph does not compute this class, and names what differs.
+    pub fn read(&self) -> Result<Weights, WorkshopError> {
+        let dir = self.student.as_path();
+        let config = ModelConfig::load(dir).map_err(WorkshopError::load(dir))?;
+        let wanted = [
+            (
+                config.sub_norms,
+                "have the norms of the BitNet class: `convert --phase 3 --precision layers=full` adds them",
+            ),
+            (config.activation == Activation::Relu2, "use relu2: other gate functions cannot be trained here"),
+            (config.tied, "have a tied head: one of its own cannot be trained here"),
+            (
+                !matches!(config.linear, LinearKind::Packed(_)),
+                "be plain, not packed: name the checkpoint that it was packed from",
+            ),
+        ];
+        if let Some((_, rule)) = wanted.iter().find(|(met, _)| !met) {
+            return Err(WorkshopError::Refused(format!("the student {} must {rule}", dir.display())));
+        }
+        let shape = ModelShape {
+            vocabulary: config.vocab_size,
+            width: config.hidden_size,
+            layers: config.layers,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            ffn: config.intermediate_size,
+            context: config.context,
+        };
+        let shards = Shards::open(dir).map_err(WorkshopError::load(dir))?;
+        let mut tensors = shards.tensors().map_err(WorkshopError::load(dir))?;
+        let mut masters = Vec::new();
+        for (name, dims, _) in layout(&shape) {
+            let tensor = tensors.take(&name).map_err(WorkshopError::load(dir))?;
+            let values = tensor.floats_as_f32(&name, &dims).map_err(WorkshopError::load(dir))?;
+            masters.push(values);
+        }
+        Weights::of(shape, config.rope_theta, config.rms_eps, masters)
+            .map_err(WorkshopError::tensor("reading the student"))
+    }
+
+    /// Last precision of every linear layer's weight, as [`convert`] would store it.
+    ///
+    /// # Errors
+    /// [`WorkshopError::Refused`] if a rule fits nothing or asks for a precision that training cannot end with.
+    pub fn precisions(&self) -> Result<Vec<(String, Precision)>, WorkshopError> {
+        let config = ModelConfig::load(&self.student).map_err(WorkshopError::load(&self.student))?;
+        let plan = convert::plan(&self.conversion(&self.student, Path::new("")), &config)?;
+        plan.into_iter()
+            .map(|(module, precision)| {
+                let precision = match precision {
+                    WeightPrecision::Full => Precision::Full,
+                    WeightPrecision::Ternary => Precision::Ternary,
+                    WeightPrecision::Binary => Precision::Binary,
+                    WeightPrecision::Int8 | WeightPrecision::Int4 => {
+                        return Err(WorkshopError::Refused(format!(
+                            "--precision: {module} is to be {}, but a student's layers end as full, ternary or binary; int8 and int4 are stages of --progressive",
+                            precision.name()
+                        )));
+                    }
+                };
+                Ok((format!("{module}.weight"), precision))
+            })
+            .collect()
+    }
+
+    /// Writes the masters as a plain checkpoint below `work` and converts it to `out`: packed layers keep their masters'
+    /// precision until then.
+    ///
+    /// # Errors
+    /// As [`convert`]; `out` must not exist.
+    pub fn publish(&self, weights: &Weights, work: &Path, out: &Path) -> Result<(), WorkshopError> {
+        let plain = work.join("plain");
+        let staging = Staging::new(&plain)?;
+        convert::copy_other_files(&self.student, staging.path())?;
+        let from = self.student.join("config.json");
+        std::fs::copy(&from, staging.path().join("config.json")).map_err(WorkshopError::file("copy", &from))?;
+        let tensors: Vec<StoredTensor> = weights
+            .all
+            .iter()
+            .map(|p| {
+                let packed = p.role == Role::Projection && p.precision != Precision::Full;
+                let bytes = if packed {
+                    p.master.iter().flat_map(|w| w.to_le_bytes()).collect()
+                } else {
+                    p.master.iter().flat_map(|w| f16::from_f32(*w).to_le_bytes()).collect()
+                };
+                let dtype = if packed { Dtype::F32 } else { Dtype::F16 };
+                StoredTensor { name: p.name.clone(), dtype, shape: p.dims.clone(), bytes }
+            })
+            .collect();
+        write_tensors(&staging.path().join("model.safetensors"), &tensors)?;
+        staging.publish()?;
+        convert(&self.conversion(&plain, out))?;
+        std::fs::remove_dir_all(&plain).map_err(WorkshopError::file("remove", &plain))
+    }
+
+    fn conversion(&self, model: &Path, out: &Path) -> convert::Order {
+        convert::Order {
+            model: model.to_path_buf(),
+            out: out.to_path_buf(),
+            phase: self.phase,
+            rules: self.rules.clone(),
+            scale: ScaleRule::Multiply,
+            shard: 5_000_000_000,
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! Federated rounds over real HTTP in one process, with every fault that a client or a coordinator can have.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::{IntoResponse, Response};
+use inference_worker::model;
+use inference_worker::workshop::export::read_tensors;
+use inference_worker::workshop::federated::{
+    ClientSettings, Coordinator, CoordinatorSettings, FederatedError, Finished, Part, Plan, Rules, Token, take_part,
+};
+use inference_worker::workshop::inspect::inspect;
+use inference_worker::workshop::progress::Silent;
+use inference_worker::workshop::recipe::{ModelShape, Recipe, Schedule, Size};
+use inference_worker::workshop::student::{DataSource, Form, LearningRate, Text};
+use inference_worker::workshop::text::documents;
+use inference_worker::workshop::weights::layout;
+use inference_worker::workshop::{Demands, WorkshopError, distill};
+use reqwest::{Client, StatusCode};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+const SHAPE: ModelShape =
+    ModelShape { vocabulary: 700, width: 16, layers: 2, heads: 2, kv_heads: 1, head_dim: 8, ffn: 24, context: 48 };
+const SECRET: &str = "a-token-of-this-test";
+
+/// A small teacher, made once: for all tests, because it does not change.
+static MODELS: LazyLock<TempDir> = LazyLock::new(|| {
+    let root = tempfile::tempdir().unwrap();
+    let make = |name: &str, shape: ModelShape, steps| {
+        let recipe = Recipe {
+            shape,
+            text_bytes: 60_000,
+            batch: 4,
+            teacher: Schedule { steps, learning_rate: 8e-3 },
+            student: Schedule { steps: 1, learning_rate: 2e-3 },
+            probes: 24,
+            prompts: 8,
+            ..Recipe::new(Size::Small, 1)
+        };
+        let demands = Demands { mean: -1.0, fifth_percentile: -1.0, export: -1.0 };
+        distill(&recipe, &demands, &root.path().join(name), 2, false, &mut Silent).unwrap();
+    };
+    make("pair", SHAPE, 60);
+    make("wider", ModelShape { ffn: 32, ..SHAPE }, 1);
+    make("other", SHAPE, 2);
+    root
+});
+
+fn teacher() -> PathBuf {
+    MODELS.path().join("pair/fp16")
+}
+
+/// Ids of generated text, another one for each seed.
+fn text(seed: u64, bytes: usize) -> Vec<u32> {
+    let tokenizer = model::Text::load(&teacher()).unwrap();
+    let text = Text::read(&DataSource::BuiltIn { bytes, seed }, &tokenizer).unwrap();
+    [text.training, text.held_out].concat()
+}
+
+fn token(dir: &Path, text: &str) -> Token {
+    let path = dir.join("token");
+    fs::write(&path, text).unwrap();
+    Token::read(&path).unwrap()
+}
+
+struct Ground {
+    dir: TempDir,
+}
+
+impl Ground {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn settings(&self, clients: usize, change: impl FnOnce(&mut CoordinatorSettings)) -> CoordinatorSettings {
+        let mut settings = CoordinatorSettings {
+            form: Form { student: teacher(), phase: None, rules: Vec::new() },
+            out: self.path("out"),
+            work: self.path("work"),
+            plan: Plan {
+                rounds: 3,
+                epochs: 2,
+                batch: 4,
+                sequence: 32,
+                learning_rate: 4e-3,
+                schedule: LearningRate::Cosine,
+                clip: 1.0,
+                temperature: 3.0,
+                kl: 1.0,
+                cross_entropy: 0.0,
+                seed: 7,
+                precisions: BTreeMap::new(),
+            },
+            rules: Rules { rounds: 0, clients, quorum: clients, deadline: Duration::from_secs(60) },
+            held_out: text(900, 12_000),
+            sequences: 24,
+            token: token(self.dir.path(), SECRET),
+            threads: 2,
+            linger: Duration::from_secs(5),
+        };
+        change(&mut settings);
+        settings
+    }
+
+    async fn coordinator(
+        &self,
+        clients: usize,
+        change: impl FnOnce(&mut CoordinatorSettings),
+    ) -> (SocketAddr, JoinHandle<Result<Finished, FederatedError>>) {
+        start(self.settings(clients, change), loopback()).await
+    }
+
+    fn client(&self, address: SocketAddr, name: &str) -> ClientSettings {
+        ClientSettings {
+            coordinator: format!("http://{address}"),
+            token: token(self.dir.path(), SECRET),
+            name: name.to_owned(),
+            model: teacher(),
+            patience: Duration::from_secs(20),
+            poll: Duration::from_millis(20),
+            threads: 1,
+        }
+    }
+
+    fn joins(&self, address: SocketAddr, name: &str, seed: u64) -> JoinHandle<Result<Part, FederatedError>> {
+        tokio::spawn(take_part(self.client(address, name), text(seed, 6000), Box::new(Silent)))
+    }
+
+    fn rounds(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.path("work/rounds.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn model(&self) -> Vec<u8> {
+        fs::read(self.path("out/model.safetensors")).unwrap()
+    }
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+async fn start(
+    settings: CoordinatorSettings,
+    address: SocketAddr,
+) -> (SocketAddr, JoinHandle<Result<Finished, FederatedError>>) {
+    let coordinator = Coordinator::open(settings, address).await.unwrap();
+    (coordinator.address().unwrap(), tokio::spawn(coordinator.run()))
+}
+
+/// What the coordinator is sent by hand.
+struct Hand {
+    base: String,
+    http: Client,
+}
+
+impl Hand {
+    fn new(address: SocketAddr) -> Self {
+        Self { base: format!("http://{address}"), http: Client::builder().no_proxy().build().unwrap() }
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Vec<u8>) {
+        let answer = self.http.get(format!("{}{path}", self.base)).bearer_auth(SECRET).send().await.unwrap();
+        (answer.status(), answer.bytes().await.unwrap().to_vec())
+    }
+
+    async fn post(&self, path: &str, body: Vec<u8>) -> (StatusCode, String) {
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(SECRET).body(body);
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    }
+
+    async fn join(&self, name: &str) -> (StatusCode, String) {
+        self.join_with(name, |_| ()).await
+    }
+
+    async fn join_with(&self, name: &str, change: impl FnOnce(&mut Value)) -> (StatusCode, String) {
+        let tokenizer = fs::read(teacher().join("tokenizer.json")).unwrap();
+        let mut body = json!({"client": name, "samples": 500, "architecture": {
+            "shape": serde_json::to_value(SHAPE).unwrap(),
+            "ropeTheta": 500_000.0,
+            "rmsEps": 1e-5,
+            "tokenizer": sha256(&tokenizer),
+            "model": model::digest(&teacher()).unwrap(),
+        }});
+        change(&mut body);
+        self.post("/v1/join", body.to_string().into_bytes()).await
+    }
+
+    async fn until_training(&self, name: &str) -> u64 {
+        for _ in 0..500 {
+            let (status, body) = self.get(&format!("/v1/now/{name}")).await;
+            assert_eq!(status, StatusCode::OK);
+            let now: Value = serde_json::from_slice(&body).unwrap();
+            if now["state"] == "train" {
+                return now["round"].as_u64().unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{name} was never asked to train");
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// Masters of one value.
+fn masters(shape: &ModelShape, value: f32) -> Vec<u8> {
+    let layout = layout(shape);
+    let bytes: Vec<Vec<u8>> =
+        layout.iter().map(|(_, dims, _)| value.to_le_bytes().repeat(dims.iter().product())).collect();
+    let views = layout
+        .iter()
+        .zip(&bytes)
+        .map(|((name, dims, _), bytes)| (name.clone(), TensorView::new(Dtype::F32, dims.clone(), bytes).unwrap()));
+    safetensors::serialize(views, None).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_average_of_several_clients_is_no_worse_than_the_best_of_them() {
+    let ground = Ground::new();
+    let (address, coordinator) = ground.coordinator(3, |_| ()).await;
+    let clients: Vec<_> =
+        ["a", "b", "c"].iter().zip(1..).map(|(name, seed)| ground.joins(address, name, seed)).collect();
+    for client in clients {
+        let part = client.await.unwrap().unwrap();
+        assert_eq!((part.delivered, part.late), (3, 0));
+        assert!(part.loss.unwrap().is_finite());
+    }
+    let finished = coordinator.await.unwrap().unwrap();
+    assert_eq!(finished.rounds, 3);
+
+    let rounds = ground.rounds();
+    assert_eq!(rounds.len(), 3);
+    let kl = |validation: &Value| validation["kl"].as_f64().unwrap();
+    for round in &rounds {
+        let clients = round["clients"].as_object().unwrap();
+        assert_eq!(clients.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+        let mean = clients.values().map(|client| kl(&client["validation"])).sum::<f64>() / 3.0;
+        assert!(kl(&round["average"]) < mean, "an average of masters is more than an average of models: {round}");
+    }
+    assert!(kl(&rounds[2]["average"]) < kl(&rounds[0]["average"]), "rounds bring it closer");
+    // The same rounds alone, for each of them. Everything is seeded: this is a fact of these texts.
+    for (name, seed) in ["a", "b", "c"].iter().zip(1..) {
+        let alone = Ground::new();
+        let (address, coordinator) = alone.coordinator(1, |_| ()).await;
+        alone.joins(address, name, seed).await.unwrap().unwrap();
+        let alone = coordinator.await.unwrap().unwrap().validation;
+        assert!(finished.validation.kl < alone.kl, "{name}: {alone} {}", finished.validation);
+    }
+    let found = inspect(&ground.path("out")).unwrap();
+    let projections = found.tensors.iter().filter(|t| t.name.contains("_proj") && !t.name.contains("scale"));
+    assert!(projections.clone().count() == 14 && projections.clone().all(|t| t.precision == "ternary"));
+
+    // The same texts give the same model, in whatever order the clients come.
+    let again = Ground::new();
+    let (address, coordinator) = again.coordinator(3, |_| ()).await;
+    let clients: Vec<_> =
+        [("c", 3), ("a", 1), ("b", 2)].map(|(name, seed)| again.joins(address, name, seed)).into_iter().collect();
+    for client in clients {
+        client.await.unwrap().unwrap();
+    }
+    coordinator.await.unwrap().unwrap();
+    assert_eq!(again.model(), ground.model());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_die_stall_or_send_no_numbers_do_not_stop_the_others() {
+    let ground = Ground::new();
+    let (address, coordinator) = ground
+        .coordinator(5, |settings| {
+            settings.rules.quorum = 2;
+            settings.rules.deadline = Duration::from_secs(3);
+        })
+        .await;
+    let hand = Hand::new(address);
+    for name in ["dead", "stalled", "broken"] {
+        assert_eq!(hand.join(name).await.0, StatusCode::OK);
+    }
+    let good = [ground.joins(address, "good-a", 1), ground.joins(address, "good-b", 2)];
+    // "dead" is never heard of again. "stalled" takes the masters and comes when the round is over.
+    assert_eq!(hand.until_training("stalled").await, 0);
+    assert_eq!(hand.get("/v1/model/0").await.0, StatusCode::OK);
+    for bad in [f32::NAN, f32::INFINITY] {
+        let (status, text) = hand.post("/v1/update/0/broken", masters(&SHAPE, bad)).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{text}");
+        assert!(text.contains("model.embed_tokens.weight") && text.contains("finite"), "{text}");
+    }
+    let (status, text) = hand.post("/v1/update/0/broken", masters(&ModelShape { ffn: 20, ..SHAPE }, 0.1)).await;
+    assert!(status == StatusCode::UNPROCESSABLE_ENTITY && text.contains("mlp."), "{text}");
+    for client in good {
+        let part = client.await.unwrap().unwrap();
+        assert_eq!((part.delivered, part.late), (3, 0));
+    }
+    let (status, text) = hand.post("/v1/update/0/stalled", masters(&SHAPE, 0.1)).await;
+    assert!(status == StatusCode::CONFLICT && text.contains("over"), "{text}");
+    hand.get("/v1/now/stalled").await;
+    coordinator.await.unwrap().unwrap();
+    let rounds = ground.rounds();
+    let of = |index: usize| rounds[index]["clients"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    for index in 0..3 {
+        assert_eq!(of(index), ["good-a", "good-b"], "what was refused or late is in no average");
+    }
+    assert_eq!(rounds[0]["missing"], json!(["broken", "dead", "stalled"]));
+    assert_eq!(rounds[1]["missing"], json!([]), "who failed is not waited for again");
+    assert!(rounds[1]["seconds"].as_f64().unwrap() < 3.0, "{}", rounds[1]);
+    model::Model::load(&ground.path("out"), &model::LoadOptions::default()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_is_killed_goes_on_where_it_was() {
+    let whole = Ground::new();
+    let (address, coordinator) = whole.coordinator(2, |_| ()).await;
+    let clients = [whole.joins(address, "a", 1), whole.joins(address, "b", 2)];
+    for client in clients {
+        client.await.unwrap().unwrap();
+    }
+    coordinator.await.unwrap().unwrap();
+
+    let ground = Ground::new();
+    let (address, coordinator) = ground.coordinator(2, |_| ()).await;
+    // "b" only says that it is there, so that the first round begins and cannot end.
+    assert_eq!(Hand::new(address).join("b").await.0, StatusCode::OK);
+    let a = ground.joins(address, "a", 1);
+    let state = ground.path("work/state.json");
+    let delivered = || {
+        let state: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+        state["delivered"].as_object().unwrap().len()
+    };
+    for _ in 0..500 {
+        if delivered() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(delivered(), 1);
+    coordinator.abort();
+    assert!(coordinator.await.unwrap_err().is_cancelled());
+    // Another coordinator on the same port; connections of the first one let its directory go a moment later.
+    let mut tries = 0;
+    let coordinator = loop {
+        match Coordinator::open(ground.settings(2, |_| ()), address).await {
+            Ok(coordinator) => break coordinator,
+            Err(error) if tries < 100 => {
+                let expected =
+                    matches!(error, FederatedError::Workshop(WorkshopError::Busy(_)) | FederatedError::Listen { .. });
+                assert!(expected, "{error}");
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(delivered(), 1, "what was delivered is kept");
+    let coordinator = tokio::spawn(coordinator.run());
+    let b = ground.joins(address, "b", 2);
+    let (a, b) = (a.await.unwrap().unwrap(), b.await.unwrap().unwrap());
+    assert_eq!((a.delivered, b.delivered), (3, 3));
+    coordinator.await.unwrap().unwrap();
+    assert_eq!(ground.model(), whole.model(), "the break changes nothing");
+
+    // Started once more, it finds all rounds done and says so; other settings are another run.
+    let (_, again) = start(ground.settings(2, |s| s.linger = Duration::ZERO), loopback()).await;
+    assert_eq!(again.await.unwrap().unwrap().rounds, 3);
+    let other = ground.settings(2, |settings| settings.plan.temperature = 2.0);
+    let Err(error) = Coordinator::open(other, loopback()).await else { panic!("other settings must be refused") };
+    assert!(error.to_string().contains("belongs to other settings"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_another_model_or_without_the_token_is_refused_by_name() {
+    let ground = Ground::new();
+    let (address, coordinator) = ground.coordinator(2, |_| ()).await;
+    let take = |settings: ClientSettings| take_part(settings, text(1, 6000), Box::new(Silent));
+    let refused = |result: Result<Part, FederatedError>| match result {
+        Err(FederatedError::Refused { status, reason }) => (status, reason),
+        other => panic!("{other:?}"),
+    };
+    let other_model =
+        |name: &str| ClientSettings { model: MODELS.path().join(name).join("fp16"), ..ground.client(address, "a") };
+    let (status, reason) = refused(take(other_model("wider")).await);
+    assert!(status == 409 && reason.contains("feed-forward width") && reason.contains("24 but is 32"), "{reason}");
+    // The same shape, but another teacher.
+    let (status, reason) = refused(take(other_model("other")).await);
+    assert!(status == 409 && reason.contains("model digest"), "{reason}");
+    let wrong = ClientSettings { token: token(ground.dir.path(), "another-token-here"), ..ground.client(address, "a") };
+    assert_eq!(refused(take(wrong).await).0, 401);
+    let name = ClientSettings { name: "../a".to_owned(), ..ground.client(address, "a") };
+    assert!(take(name).await.unwrap_err().to_string().contains("--name"));
+    let scheme = ClientSettings { coordinator: "https://x".to_owned(), ..ground.client(address, "a") };
+    assert!(take(scheme).await.unwrap_err().to_string().contains("http://"));
+    let few = take_part(ground.client(address, "few"), vec![1; 20], Box::new(Silent)).await.unwrap_err();
+    assert!(few.to_string().contains("20 tokens"), "{few}");
+
+    let hand = Hand::new(address);
+    assert_eq!(hand.join("..").await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(hand.join_with("a", |body| body["samples"] = json!(0)).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    let tokenizer = hand.join_with("a", |body| body["architecture"]["tokenizer"] = json!("x")).await;
+    assert!(tokenizer.0 == StatusCode::CONFLICT && tokenizer.1.contains("tokenizer"), "{}", tokenizer.1);
+    assert_eq!(hand.post("/v1/update/0/nobody", Vec::new()).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(hand.get("/v1/now/nobody").await.0, StatusCode::NOT_FOUND);
+    let open = hand.http.get(format!("{}/anything", hand.base)).send().await.unwrap();
+    assert_eq!(open.status(), StatusCode::UNAUTHORIZED);
+    coordinator.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_without_a_quorum_is_given_up_and_says_who_is_missing() {
+    let ground = Ground::new();
+    let (address, coordinator) =
+        ground.coordinator(2, |settings| settings.rules.deadline = Duration::from_millis(100)).await;
+    let hand = Hand::new(address);
+    hand.join("a").await;
+    hand.join("b").await;
+    let error = coordinator.await.unwrap().unwrap_err();
+    assert!(matches!(error, FederatedError::Starved { delivered: 0, quorum: 2, .. }), "{error}");
+    assert!(error.to_string().contains("missing: a, b"), "{error}");
+    assert!(!ground.path("out").exists());
+
+    let away = ClientSettings { patience: Duration::from_millis(500), ..ground.client(address, "a") };
+    let error = take_part(away, text(1, 6000), Box::new(Silent)).await.unwrap_err();
+    assert!(matches!(error, FederatedError::Unreachable { .. }), "{error}");
+}
+
+type Seen = Arc<Mutex<Vec<(Method, String, Bytes)>>>;
+
+/// Passes everything on and remembers what clients sent.
+async fn relay(
+    State((to, seen)): State<(SocketAddr, Seen)>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    seen.lock().unwrap().push((method.clone(), uri.path().to_owned(), body.clone()));
+    let http = Client::builder().no_proxy().build().unwrap();
+    let mut request = http.request(method, format!("http://{to}{}", uri.path())).body(body);
+    if let Some(token) = headers.get("authorization") {
+        request = request.header("authorization", token);
+    }
+    match request.send().await {
+        Ok(answer) => (answer.status(), answer.bytes().await.unwrap()).into_response(),
+        Err(_) => StatusCode::BAD_GATEWAY.into_response(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_training_text_leaves_a_client() {
+    let ground = Ground::new();
+    let (address, coordinator) = ground.coordinator(1, |settings| settings.plan.rounds = 2).await;
+    let seen = Seen::default();
+    let listener = tokio::net::TcpListener::bind(loopback()).await.unwrap();
+    let between = listener.local_addr().unwrap();
+    let limit = axum::extract::DefaultBodyLimit::disable();
+    let router = Router::new().fallback(relay).layer(limit).with_state((address, Arc::clone(&seen)));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let tokens = text(31, 6000);
+    let part = take_part(ground.client(between, "a"), tokens.clone(), Box::new(Silent)).await.unwrap();
+    assert_eq!(part.delivered, 2);
+    coordinator.await.unwrap().unwrap();
+
+    let words: Vec<String> = documents(31, 6000)
+        .iter()
+        .flat_map(|document| document.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|word| word.len() >= 6)
+        .collect();
+    assert!(words.len() > 50);
+    let ids: Vec<Vec<u8>> = tokens.windows(4).map(|w| w.iter().flat_map(|id| id.to_le_bytes()).collect()).collect();
+    let holds = |body: &[u8], part: &[u8]| body.windows(part.len()).any(|window| window == part);
+    let names: Vec<String> = layout(&SHAPE).into_iter().map(|(name, ..)| name).collect();
+    let seen = seen.lock().unwrap();
+    let (mut joins, mut updates) = (0, 0);
+    for (method, path, body) in seen.iter() {
+        match (method, path.as_str()) {
+            (&Method::GET, _) => assert!(body.is_empty()),
+            (&Method::POST, "/v1/join") => {
+                joins += 1;
+                let body: Value = serde_json::from_slice(body).unwrap();
+                let keys: Vec<&String> = body.as_object().unwrap().keys().collect();
+                assert_eq!(keys, ["architecture", "client", "samples"]);
+                assert_eq!(body["samples"], json!(tokens.len()));
+            }
+            (&Method::POST, path) if path.starts_with("/v1/update/") => {
+                updates += 1;
+                let file = ground.path("seen.safetensors");
+                fs::write(&file, body).unwrap();
+                let mut found: Vec<String> = read_tensors(&file).unwrap().into_iter().map(|t| t.name).collect();
+                let mut expected = names.clone();
+                found.sort();
+                expected.sort();
+                assert_eq!(found, expected, "masters and nothing else");
+                assert!(ids.iter().all(|part| !holds(body, part)));
+            }
+            other => panic!("{other:?}"),
+        }
+        let text = String::from_utf8_lossy(body);
+        assert!(words.iter().all(|word| !text.contains(word.as_str())), "{method} {path}");
+    }
+    assert_eq!((joins, updates), (1, 2));
+}
