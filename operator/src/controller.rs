@@ -47,7 +47,7 @@ const CONCURRENCY: u16 = 8;
 pub type Stop = future::Shared<future::BoxFuture<'static, ()>>;
 
 /// A watch that ends regularly. Small pages: memory follows the largest answer.
-fn watch() -> watcher::Config {
+pub(crate) fn watch() -> watcher::Config {
     watcher::Config::default().timeout(WATCH_SECONDS).page_size(100)
 }
 
@@ -86,7 +86,7 @@ impl Listed {
 /// Time between two attempts of a watch that fails. Each attempt begins with an event of its own, so a backoff that
 /// starts anew after every event would never grow.
 #[derive(Default)]
-struct Patience {
+pub(crate) struct Patience {
     failures: u32,
     last: Option<Instant>,
 }
@@ -112,20 +112,20 @@ impl Backoff for Patience {
 
 /// Where to watch.
 #[derive(Clone, Debug)]
-enum Scope {
+pub(crate) enum Scope {
     Cluster,
     Namespace(String),
 }
 
 impl Scope {
-    fn of(namespaces: &[String]) -> Vec<Self> {
+    pub(crate) fn of(namespaces: &[String]) -> Vec<Self> {
         if namespaces.is_empty() {
             return vec![Self::Cluster];
         }
         namespaces.iter().cloned().map(Self::Namespace).collect()
     }
 
-    fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self, client: &Client) -> Api<K> {
+    pub(crate) fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self, client: &Client) -> Api<K> {
         match self {
             Self::Cluster => Api::all(client.clone()),
             Self::Namespace(name) => Api::namespaced(client.clone(), name),
@@ -229,7 +229,7 @@ fn heard<K: Send + 'static>(
 /// A watch that begins with a new list after every error. The library goes on reading the stream that failed: a refusal
 /// in several lines ("storage is (re)initializing", right after the CRDs came) would be one more error per line, each
 /// with a longer wait, and the watch blind for minutes.
-fn anew<K>(
+pub(crate) fn anew<K>(
     api: Api<K>,
     config: watcher::Config,
 ) -> impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static

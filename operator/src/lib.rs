@@ -13,6 +13,7 @@ pub mod client;
 pub mod config;
 pub mod controller;
 pub mod counters;
+pub mod dashboard;
 pub mod detach;
 pub mod events;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use bitnet_operator::{
     config::Config,
     controller,
     counters::References,
+    dashboard::{self, Dashboard, Door, Ticks},
     detach,
     events::Events,
     lease::{self, Claim, Fence},
@@ -72,6 +73,12 @@ struct Run {
     /// Port of /metrics.
     #[arg(long, default_value_t = 8080)]
     metrics_port: u16,
+    /// Port of the dashboard on the loopback address: whoever forwards it reads without a login. 0: none.
+    #[arg(long, default_value_t = 8082)]
+    dashboard_port: u16,
+    /// Port of the dashboard on all addresses: nothing is shown without a bearer token of the cluster. 0: none.
+    #[arg(long, default_value_t = 0)]
+    dashboard_login_port: u16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -139,13 +146,21 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
     let (config, cluster, claim) = start(run.common).await?;
     let fence = Fence::default();
     let unfenced = fenced(cluster.clone(), None).context("cannot make a client of the API server")?;
-    let client = fenced(cluster, Some(fence.clone())).context("cannot make a client of the API server")?;
+    let client = fenced(cluster.clone(), Some(fence.clone())).context("cannot make a client of the API server")?;
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
 
     let health = admin::bind(run.health_port).await.context("cannot listen on the health port")?;
     let scrape = admin::bind(run.metrics_port).await.context("cannot listen on the metrics port")?;
     tokio::spawn(axum::serve(health, admin::health(readiness.clone(), fence.clone())).into_future());
     tokio::spawn(axum::serve(scrape, admin::metrics(metrics.clone())).into_future());
+
+    let ticks = Ticks::default();
+    let (loopback, login) = (run.dashboard_port, run.dashboard_login_port);
+    if (loopback, login) != (0, 0) {
+        let caller = dashboard::as_caller(&cluster);
+        let pages = Dashboard::new(unfenced.clone(), caller, ticks.clone(), fence.clone(), &claim.identity);
+        show(pages, loopback, login, config.watch_namespaces.clone()).await?;
+    }
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -176,6 +191,7 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
         workers: Workers::internal().context("cannot make a client of the workers")?,
         references: References::default(),
         metrics,
+        ticks,
         events: Events::new(client, &claim.identity),
         backoff: Backoff::default(),
         stores: OnceLock::new(),
@@ -190,4 +206,18 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
     tracing::info!("stopped");
     // Returning would wait for tasks that have nothing left to do.
     std::process::exit(0);
+}
+
+/// Serves the dashboard by the doors whose port is not 0, with a watch of its own.
+async fn show(pages: Dashboard, loopback: u16, login: u16, namespaces: Vec<String>) -> anyhow::Result<()> {
+    if loopback != 0 {
+        let door = dashboard::bind_loopback(loopback).await.context("cannot listen on the dashboard's port")?;
+        tokio::spawn(axum::serve(door, pages.router(Door::Loopback)).into_future());
+    }
+    if login != 0 {
+        let door = admin::bind(login).await.context("cannot listen on the dashboard's login port")?;
+        tokio::spawn(axum::serve(door, pages.router(Door::Login)).into_future());
+    }
+    tokio::spawn(async move { pages.watch(&namespaces).await });
+    Ok(())
 }

@@ -78,6 +78,7 @@ pub struct Metrics {
     evidence: Family<Object, Float>,
     phase: Family<ObjectPhase, Gauge>,
     estimate: Family<ObjectSignal, Float>,
+    samples: Family<ObjectSignal, Gauge>,
     phases: Arc<Mutex<BTreeMap<Object, &'static str>>>,
 }
 
@@ -92,6 +93,8 @@ pub struct Facts {
     pub ln_rollback: Option<f64>,
     /// Point estimates by signal.
     pub estimates: Vec<(&'static str, Option<f64>)>,
+    /// Samples (prompts, pairs, requests) by signal.
+    pub samples: Vec<(&'static str, u64)>,
 }
 
 const SIGNALS: [&str; 4] = ["cosine", "cosine-tail", "latency", "errors"];
@@ -113,6 +116,7 @@ impl Default for Metrics {
             evidence: Family::default(),
             phase: Family::default(),
             estimate: Family::default(),
+            samples: Family::default(),
             phases: Arc::default(),
         };
         registry.register_with_unit("step", "Time of each step of a reconcile", Unit::Seconds, metrics.steps.clone());
@@ -130,6 +134,7 @@ impl Default for Metrics {
         );
         registry.register("phase", "1 for the phase that a rollout is in", metrics.phase.clone());
         registry.register("signal_estimate", "Point estimate of a signal in its unit", metrics.estimate.clone());
+        registry.register("signal_samples", "Samples of a signal in the running attempt", metrics.samples.clone());
         Self { registry: Arc::new(registry), ..metrics }
     }
 }
@@ -194,6 +199,9 @@ impl Metrics {
                 self.estimate.get_or_create(&signal_label(object, signal)).set(value);
             }
         }
+        for &(signal, samples) in &facts.samples {
+            self.samples.get_or_create(&signal_label(object, signal)).set(samples as i64);
+        }
     }
 
     /// Drops a rollout's series.
@@ -206,6 +214,7 @@ impl Metrics {
         }
         for signal in SIGNALS {
             self.estimate.remove(&signal_label(object, signal));
+            self.samples.remove(&signal_label(object, signal));
         }
     }
 }
@@ -243,6 +252,7 @@ mod tests {
             weight: 20,
             ln_rollback: Some(-1.5),
             estimates: vec![("cosine", Some(0.97)), ("errors", None)],
+            samples: vec![("cosine", 120)],
         };
         metrics.observe(&object("one"), &facts);
         metrics.observe(&object("two"), &facts);
@@ -251,9 +261,62 @@ mod tests {
         let text = metrics.encode().unwrap();
         assert!(text.contains(r#"bitnet_operator_candidate_weight{namespace="ns",rollout="one"} 20"#), "{text}");
         assert!(!text.contains(r#"rollout="one",phase="Progressing""#), "the old phase is gone: {text}");
+        let samples = r#"bitnet_operator_signal_samples{namespace="ns",rollout="one",signal="cosine"} 120"#;
+        assert!(text.contains(samples), "{text}");
         metrics.forget(&object("one"));
         let text = metrics.encode().unwrap();
         assert!(!text.contains(r#"rollout="one""#), "{text}");
         assert!(text.contains(r#"rollout="two""#), "{text}");
+    }
+
+    /// All metrics with a series each.
+    fn all() -> String {
+        let metrics = Metrics::default();
+        drop(metrics.step("plan"));
+        metrics.reconciled("ok");
+        metrics.called("compare", "ok");
+        metrics.verdict("Promoted");
+        let facts = Facts {
+            phase: "Progressing",
+            weight: 5,
+            ln_rollback: Some(0.0),
+            estimates: vec![("cosine", Some(1.0))],
+            samples: vec![("cosine", 1)],
+        };
+        metrics.observe(&Object { namespace: "ns".into(), rollout: "chat".into() }, &facts);
+        metrics.encode().unwrap()
+    }
+
+    fn read(file: &str) -> String {
+        std::fs::read_to_string(format!("{}/../{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    #[test]
+    fn alerts_and_dashboards_read_metrics_that_exist() {
+        let text = all();
+        for file in ["charts/bitnet-rollouts/files/rules.yaml", "charts/bitnet-rollouts/files/rollouts.json"] {
+            let asked = read(file);
+            let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let names: std::collections::BTreeSet<_> =
+                asked.split(|c| !word(c)).filter(|name| name.starts_with("bitnet_operator_")).collect();
+            assert!(!names.is_empty(), "{file}");
+            for name in names {
+                let sample =
+                    |line: &str| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} "));
+                assert!(text.lines().any(sample), "{file} reads {name}, which the operator does not export:\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_metric_is_in_the_docs() {
+        let docs = read("docs/metrics.md");
+        for line in all().lines() {
+            let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) else {
+                continue;
+            };
+            let row = format!("| `{name}` | {} |", help.trim_end_matches('.'));
+            assert!(docs.contains(&row), "docs/metrics.md lacks a row that begins with: {row}");
+        }
     }
 }

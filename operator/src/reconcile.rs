@@ -5,6 +5,7 @@ use crate::{
     client::{Category, category},
     config::Config,
     counters::References,
+    dashboard::Ticks,
     events::Events,
     metrics::{Facts, Metrics, Object},
     observe::{self, Rival, Sources, World},
@@ -58,6 +59,8 @@ pub struct Context {
     pub references: References,
     /// Metrics.
     pub metrics: Metrics,
+    /// Ticks of running attempts, for the dashboard.
+    pub ticks: Ticks,
     /// Events.
     pub events: Events,
     /// Failures in a row, by object.
@@ -220,6 +223,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         context.metrics.verdict(verdict.name());
     }
     observe_metrics(context, &rollout, &plan, &route_state);
+    context.ticks.record(&rollout, &state, &world.observation, &plan, now);
     if let Some(pending) = world.pending.clone() {
         context.references.commit(pending);
     }
@@ -463,6 +467,10 @@ fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &Ro
             .iter()
             .flat_map(|assessment| assessment.signals.iter().map(|signal| (signal.kind.name(), signal.estimate)))
             .collect(),
+        samples: assessment
+            .iter()
+            .flat_map(|assessment| assessment.signals.iter().map(|signal| (signal.kind.name(), signal.samples)))
+            .collect(),
     };
     context.metrics.observe(&Object { namespace: rollout.namespace.clone(), rollout: rollout.name.clone() }, &facts);
 }
@@ -470,10 +478,10 @@ fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &Ro
 /// Drops what is kept in memory about a rollout.
 pub fn forget(context: &Context, object: &impl Resource<DynamicType = ()>) {
     context.references.forget(object.meta().uid.as_deref().unwrap_or_default());
-    context.metrics.forget(&Object {
-        namespace: object.meta().namespace.clone().unwrap_or_default(),
-        rollout: object.meta().name.clone().unwrap_or_default(),
-    });
+    let namespace = object.meta().namespace.clone().unwrap_or_default();
+    let rollout = object.meta().name.clone().unwrap_or_default();
+    context.ticks.forget(&namespace, &rollout);
+    context.metrics.forget(&Object { namespace, rollout });
 }
 
 #[cfg(test)]

@@ -74,3 +74,80 @@ fn the_examples_are_valid() {
     assert_eq!(kinds, ["Gateway", "HTTPRoute"]);
     assert_eq!(routes[1]["spec"]["rules"][0]["name"], "completions");
 }
+
+/// The rendered chart: `charts/tests/golden/*.yaml`, which a test on a cluster compares with what Helm makes.
+fn rendered(name: &str) -> Vec<Value> {
+    let path = support::root().join("charts/tests/golden").join(name);
+    support::documents(&fs::read_to_string(path).unwrap())
+}
+
+#[test]
+fn every_pod_of_the_chart_meets_the_restricted_standard() {
+    let mut count = 0;
+    for name in ["default.yaml", "full.yaml", "minimal.yaml"] {
+        for object in rendered(name) {
+            let Some(pod) = object.pointer("/spec/template/spec") else { continue };
+            count += 1;
+            assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+            assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+            for forbidden in ["hostNetwork", "hostPID", "hostIPC"] {
+                assert!(pod.get(forbidden).is_none(), "{name}: {forbidden}");
+            }
+            for volume in pod["volumes"].as_array().unwrap() {
+                assert!(volume.get("configMap").is_some(), "{name}: only the settings are mounted: {volume}");
+            }
+            for container in pod["containers"].as_array().unwrap() {
+                let context = &container["securityContext"];
+                assert_eq!(context["allowPrivilegeEscalation"], false);
+                assert_eq!(context["readOnlyRootFilesystem"], true);
+                assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
+                assert!(container["resources"]["limits"]["memory"].is_string(), "{name}: memory is bounded");
+            }
+        }
+    }
+    assert_eq!(count, 5, "two Deployments with their detach jobs, and one without");
+}
+
+#[test]
+fn the_dashboards_login_may_review_and_nothing_else_and_is_off_by_default() {
+    let roles = |name: &str| -> Vec<Value> {
+        let all = rendered(name).into_iter();
+        all.filter(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "bitnet-rollouts-dashboard").collect()
+    };
+    assert!(roles("default.yaml").is_empty() && roles("minimal.yaml").is_empty());
+    let granted = roles("full.yaml").remove(0)["rules"].clone();
+    assert_eq!(
+        granted,
+        json!([
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+            {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+        ])
+    );
+    let flag = |name: &str, flag: &str| -> bool {
+        let all = rendered(name);
+        let operator = all.iter().find(|object| object["kind"] == "Deployment").unwrap();
+        let arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
+        arguments.iter().any(|argument| argument == flag)
+    };
+    assert!(flag("default.yaml", "--dashboard-port=8082") && flag("default.yaml", "--dashboard-login-port=0"));
+    assert!(flag("full.yaml", "--dashboard-login-port=8083"));
+    assert!(flag("minimal.yaml", "--dashboard-port=0") && flag("minimal.yaml", "--dashboard-login-port=0"));
+}
+
+#[test]
+fn every_alert_has_its_runbook() {
+    let text = fs::read_to_string(support::root().join("charts/bitnet-rollouts/files/rules.yaml")).unwrap();
+    let rules = support::documents(&text).remove(0)["groups"][0]["rules"].clone();
+    let runbooks = fs::read_to_string(support::root().join("docs/runbooks.md")).unwrap();
+    let rules = rules.as_array().unwrap();
+    assert!(rules.len() >= 10);
+    for rule in rules {
+        let name = rule["alert"].as_str().unwrap();
+        assert!(runbooks.contains(&format!("\n## {name}\n")), "docs/runbooks.md has no section {name}");
+        let url = rule["annotations"]["runbook_url"].as_str().unwrap();
+        assert_eq!(url, format!("@RUNBOOKS@#{}", name.to_lowercase()));
+    }
+    for heading in runbooks.lines().filter_map(|line| line.strip_prefix("## ")) {
+        assert!(rules.iter().any(|rule| rule["alert"] == heading), "no alert is called {heading}");
+    }
+}

@@ -45,6 +45,10 @@ enum Verb {
     Retry(verbs::steer::Target),
     /// Tell in words why a verdict was given. Without a decision: the rollout's last one.
     Explain(verbs::explain::Args),
+    /// List a rollout's decisions, newest first.
+    History(verbs::history::Args),
+    /// Write a gate and a rollout to begin with: `kubectl bitnet create … | kubectl apply -f -`.
+    Create(verbs::create::Args),
     /// Print the completion script of a shell.
     Completions(verbs::completions::Args),
 }
@@ -62,6 +66,8 @@ async fn main() -> ExitCode {
         Verb::Rollback(target) => verbs::steer::steer(&cli.place, &target, "rollback").await,
         Verb::Retry(target) => verbs::steer::steer(&cli.place, &target, "retry").await,
         Verb::Explain(args) => verbs::explain::run(&cli.place, &args).await,
+        Verb::History(args) => verbs::history::run(&cli.place, &args).await,
+        Verb::Create(args) => verbs::create::run(cli.place.namespace.as_deref(), &args),
         Verb::Completions(args) => Ok(verbs::completions::run(&args)),
     };
     match outcome {

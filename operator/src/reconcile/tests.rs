@@ -70,6 +70,7 @@ fn context(client: &Client) -> Arc<Context> {
         workers: Workers::new(1).unwrap(),
         references: References::default(),
         metrics: Metrics::default(),
+        ticks: Ticks::default(),
         events: Events::new(client.clone(), "test"),
         backoff: backoff::Backoff::default(),
         stores: std::sync::OnceLock::new(),

@@ -4,6 +4,7 @@
 mod admission;
 mod bad_input;
 mod canary;
+mod chart;
 mod crds;
 mod kill;
 mod operator;
@@ -92,6 +93,8 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         }};
     }
     vec![
+        trial!(chart::renders_as_its_golden_files),
+        trial!(chart::wrong_values_are_refused_by_name),
         trial!(crds::cases_get_the_answer_that_they_name),
         trial!(admission::only_the_operator_changes_weights),
         trial!(admission::epochs_sums_and_latches_bind_the_operator_too),

@@ -1,7 +1,9 @@
 //! One file per verb.
 
 pub(crate) mod completions;
+pub(crate) mod create;
 pub(crate) mod explain;
 pub(crate) mod get;
+pub(crate) mod history;
 pub(crate) mod status;
 pub(crate) mod steer;

@@ -1,0 +1,61 @@
+// Small line charts as SVG, each with its numbers as a table for those who cannot see it.
+const SVG = 'http://www.w3.org/2000/svg';
+const W = 320, H = 150, LEFT = 34, RIGHT = 8, TOP = 8, BOTTOM = 20;
+
+/// An element with attributes and children; text is always text, never markup.
+export function make(tag, attributes = {}, ...children) {
+  const svg = ['svg', 'path', 'line', 'text', 'title'].includes(tag);
+  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name === 'on') for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
+    else node.setAttribute(name, value === true ? '' : value);
+  }
+  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+  return node;
+}
+
+const short = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2));
+
+/// `lines`: [{name, kind, points: [[x, y]]}]; `bounds`: [{at, name}]. Points that are no numbers are left out.
+export function chart({ title, unit, lines, bounds = [], floor }) {
+  lines = lines.map((line) => ({ ...line, points: line.points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y)) }));
+  const all = lines.flatMap((line) => line.points);
+  if (all.length === 0) return make('p', {}, 'No numbers yet.');
+  const xs = all.map(([x]) => x), ys = all.map(([, y]) => y).concat(bounds.map((bound) => bound.at));
+  const x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1);
+  let y0 = Math.min(...ys, ...(floor === undefined ? [] : [floor])), y1 = Math.max(...ys);
+  if (y1 - y0 < 1e-9) { y0 -= 1; y1 += 1; }
+  const pad = (y1 - y0) * 0.06; y1 += pad; if (floor === undefined) y0 -= pad;
+  const px = (x) => LEFT + ((x - x0) / (x1 - x0)) * (W - LEFT - RIGHT);
+  const py = (y) => TOP + (1 - (y - y0) / (y1 - y0)) * (H - TOP - BOTTOM);
+  const last = lines.map((line) => line.points.length ? `${line.name} ${short(line.points.at(-1)[1])}` : '').filter(Boolean).join(', ');
+  const limit = bounds.map((bound) => `${bound.name} ${short(bound.at)}`).join(', ');
+  const svg = make('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': `${title}: now ${last}${limit ? '; ' + limit : ''}` });
+  svg.append(make('line', { class: 'axis', x1: LEFT, x2: LEFT, y1: TOP, y2: H - BOTTOM }));
+  svg.append(make('line', { class: 'axis', x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM }));
+  for (const y of [y0 + (floor === undefined ? pad : 0), y1 - pad]) {
+    svg.append(make('text', { x: LEFT - 4, y: py(y) + 3, 'text-anchor': 'end' }, short(y)));
+  }
+  svg.append(make('text', { x: LEFT, y: H - 6 }, `tick ${x0}`), make('text', { x: W - RIGHT, y: H - 6, 'text-anchor': 'end' }, String(Math.max(...xs))));
+  for (const bound of bounds) {
+    svg.append(make('line', { class: 'bound', x1: LEFT, x2: W - RIGHT, y1: py(bound.at), y2: py(bound.at) }));
+    svg.append(make('text', { x: LEFT + 4, y: py(bound.at) - 3 }, bound.name));
+  }
+  for (const line of lines) {
+    if (line.points.length === 0) continue;
+    const path = line.points.map(([x, y], i) => `${i ? 'L' : 'M'}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join('');
+    const dot = line.points.length === 1 ? `h.1` : '';
+    svg.append(make('path', { class: `curve ${line.kind}`, d: path + dot, 'stroke-linecap': 'round' }));
+  }
+  const byTick = new Map();
+  lines.forEach((line, i) => line.points.forEach(([x, y]) => { if (!byTick.has(x)) byTick.set(x, []); byTick.get(x)[i] = y; }));
+  const rows = () => [...byTick].sort((a, b) => b[0] - a[0]).map(([x, values]) => make('tr', {}, make('th', { scope: 'row' }, String(x)),
+    lines.map((_, i) => make('td', {}, values[i] === undefined ? '–' : short(values[i])))));
+  const body = make('tbody');
+  const details = make('details', { on: { toggle: () => { if (details.open && !body.firstChild) body.append(...rows()); } } },
+    make('summary', {}, 'As a table'),
+    make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${title} as a table` }, make('table', {}, make('caption', {}, `${title}, ${unit}`),
+      make('thead', {}, make('tr', {}, make('th', { scope: 'col' }, 'Tick'), lines.map((line) => make('th', { scope: 'col' }, line.name)))), body)));
+  return [svg, make('p', {}, `${last}${limit ? ' · ' + limit : ''} (${unit})`), details];
+}
