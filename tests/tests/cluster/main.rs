@@ -3,6 +3,7 @@
 
 mod admission;
 mod bad_input;
+mod blue_green;
 mod canary;
 mod chart;
 mod crds;
@@ -114,6 +115,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(canary::a_killed_pod_is_seen_by_the_driver),
         trial!(canary::identical_models_are_promoted),
         trial!(canary::healthy_is_promoted_damaged_is_rolled_back),
+        trial!(blue_green::nobody_meets_a_damaged_model_and_both_ways_cost_nothing),
         // Ten minutes of its own: `cargo verify --long`.
         trial!(kill::twenty_kills_change_no_end_state).with_ignored_flag(true),
     ]
