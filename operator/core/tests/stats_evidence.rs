@@ -13,7 +13,7 @@ use bitnet_core::{
         SignalState, Tick,
         codec::{CodecError, Reader, Writer},
     },
-    simulate::{World, ticks},
+    simulate::{Course, World, ticks},
 };
 use gates::{default_gate, demo_gate, demo_steps};
 use proptest::prelude::*;
@@ -36,7 +36,7 @@ fn decode(text: &str) -> Result<Evidence, CodecError> {
 /// Ticks of an attempt under everything at once: traffic, bursts, noise, a fault.
 fn eventful(gate: &Gate, count: u32) -> Vec<Tick> {
     let world = World { latency: 1.1, bursts: 0.05, errors: (0.01, 0.002), tail: 0.03, ..World::equal(40.0) };
-    let mut all = ticks(gate, &demo_steps(), &world, 3, count);
+    let mut all = ticks(gate, &Course::by_time(&demo_steps()), &world, 3, count);
     // Scrapes fail, pods warm up, weights are being accepted, jobs take longer than a tick.
     for tick in &mut all {
         match tick.number % 17 {
@@ -95,7 +95,9 @@ fn the_largest_state_is_small() {
     for (history, live) in [(5, 3), (1_000, 500), (50_000, 90_000)] {
         let mut evidence = Evidence::new(&gate);
         let mut longest = 0;
-        for (i, mut tick) in ticks(&gate, &demo_steps(), &World::equal(20.0), 5, 150).into_iter().enumerate() {
+        for (i, mut tick) in
+            ticks(&gate, &Course::by_time(&demo_steps()), &World::equal(20.0), 5, 150).into_iter().enumerate()
+        {
             tick.stable_total = (i == 0).then(|| (spread(history), 100.0));
             tick.live = Some((spread(live), spread(live + 1), 1.0));
             evidence.step(&gate, &tick);
@@ -113,7 +115,7 @@ fn the_largest_state_is_small() {
 fn other_parameters_are_another_test() {
     let gate = demo_gate();
     let mut evidence = Evidence::new(&gate);
-    let all = ticks(&gate, &demo_steps(), &World::equal(20.0), 1, 40);
+    let all = ticks(&gate, &Course::by_time(&demo_steps()), &World::equal(20.0), 1, 40);
     for tick in &all[..30] {
         evidence.step(&gate, tick);
     }
@@ -167,7 +169,7 @@ fn a_stored_state_that_is_damaged_is_refused() {
 fn a_tick_counts_once_and_ticks_go_forward() {
     let gate = demo_gate();
     let mut evidence = Evidence::new(&gate);
-    let all = ticks(&gate, &demo_steps(), &World::equal(20.0), 1, 30);
+    let all = ticks(&gate, &Course::by_time(&demo_steps()), &World::equal(20.0), 1, 30);
     for tick in &all {
         evidence.step(&gate, tick);
     }
@@ -182,7 +184,7 @@ fn a_tick_counts_once_and_ticks_go_forward() {
 fn prompts_may_come_in_any_order() {
     let gate = demo_gate();
     let (mut one, mut other) = (Evidence::new(&gate), Evidence::new(&gate));
-    for mut tick in ticks(&gate, &demo_steps(), &World::equal(20.0), 9, 40) {
+    for mut tick in ticks(&gate, &Course::by_time(&demo_steps()), &World::equal(20.0), 9, 40) {
         let a = one.step(&gate, &tick);
         let probes = tick.probes.as_mut().unwrap();
         probes.prompts.reverse();
