@@ -12,7 +12,7 @@ fn template(suite: &Suite, more: &[&str]) -> Result<String> {
 }
 
 /// `charts/tests/values/NAME.yaml` renders to `charts/tests/golden/NAME.yaml`; UPDATE_GOLDEN=1 writes what differs.
-pub async fn renders_as_its_golden_files(suite: Arc<Suite>) -> Result<()> {
+pub(crate) async fn renders_as_its_golden_files(suite: Arc<Suite>) -> Result<()> {
     let folder = checkout().join("charts/tests");
     let mut count = 0;
     for entry in fs::read_dir(folder.join("values"))? {
@@ -50,7 +50,7 @@ fn same(golden: &Path, rendered: &str) -> Result<()> {
 }
 
 /// A wrong value is refused, and the refusal names it.
-pub async fn wrong_values_are_refused_by_name(suite: Arc<Suite>) -> Result<()> {
+pub(crate) async fn wrong_values_are_refused_by_name(suite: Arc<Suite>) -> Result<()> {
     let cases = [
         ("replicas=0", "replicas"),
         ("replcas=2", "replcas"),
