@@ -6,6 +6,7 @@ use crate::{
     config::Config,
     counters::References,
     events::Events,
+    guards::Guards,
     metrics::{Facts, Metrics, Object},
     observe::{self, Rival, Sources, World},
     render::{self, status as words},
@@ -56,6 +57,8 @@ pub struct Context {
     pub workers: Workers,
     /// Counters as of the last stored tick.
     pub references: References,
+    /// What the guards of promoted models remember.
+    pub guards: Guards,
     /// Metrics.
     pub metrics: Metrics,
     /// Events.
@@ -153,7 +156,8 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         }
         Err(refusal) => return refused(context, &object, &old, &refusal, now).await,
     };
-    let state = stored_state(context, &object, &old).await;
+    let stored = stored_state(context, &object, &old).await;
+    let state = State { guard: context.guards.get(&rollout.uid).or(stored.guard.clone()), ..stored.clone() };
 
     // observe: client.
     let rivals = rivals(context, &object);
@@ -165,7 +169,8 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         rivals: &rivals,
     };
     let watch = context.metrics.step("observe");
-    let world = observe::observe(sources, &object, &rollout, &state, now).instrument(info_span!("observe")).await;
+    let world =
+        Box::pin(observe::observe(sources, &object, &rollout, &state, now)).instrument(info_span!("observe")).await;
     drop(watch);
     let world = world.map_err(Error::Observe)?;
 
@@ -206,6 +211,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
     let facts = words::Facts {
         rollout: &rollout,
         old: &old,
+        stored: &stored,
         world: &world,
         plan: &plan,
         route: &route,
@@ -220,6 +226,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         context.metrics.verdict(verdict.name());
     }
     observe_metrics(context, &rollout, &plan, &route_state);
+    context.guards.set(&rollout.uid, plan.state.guard.clone());
     if let Some(pending) = world.pending.clone() {
         context.references.commit(pending);
     }
@@ -455,14 +462,13 @@ fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &Ro
         _ => 0,
     };
     let assessment = plan.assessment.as_ref();
+    let guard = plan.guard.as_ref().filter(|_| assessment.is_none());
+    let signals = assessment.map(|assessment| &assessment.signals).or(guard.map(|guard| &guard.signals));
     let facts = Facts {
         phase: plan.report.phase.name(),
         weight,
-        ln_rollback: assessment.map(|assessment| assessment.ln_rollback),
-        estimates: assessment
-            .iter()
-            .flat_map(|assessment| assessment.signals.iter().map(|signal| (signal.kind.name(), signal.estimate)))
-            .collect(),
+        ln_rollback: assessment.map(|assessment| assessment.ln_rollback).or(guard.map(|guard| guard.ln_m)),
+        estimates: signals.into_iter().flatten().map(|signal| (signal.kind.name(), signal.estimate)).collect(),
     };
     context.metrics.observe(&Object { namespace: rollout.namespace.clone(), rollout: rollout.name.clone() }, &facts);
 }
@@ -470,6 +476,7 @@ fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &Ro
 /// Drops what is kept in memory about a rollout.
 pub fn forget(context: &Context, object: &impl Resource<DynamicType = ()>) {
     context.references.forget(object.meta().uid.as_deref().unwrap_or_default());
+    context.guards.set(object.meta().uid.as_deref().unwrap_or_default(), None);
     context.metrics.forget(&Object {
         namespace: object.meta().namespace.clone().unwrap_or_default(),
         rollout: object.meta().name.clone().unwrap_or_default(),
