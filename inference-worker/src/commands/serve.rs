@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Rollout that the revision belongs to. Comparisons call only peers of the same rollout; without it, none.
     #[arg(long, env = "BITNET_ROLLOUT", value_name = "NAME")]
     rollout: Option<String>,
+    /// UID of that rollout: only marks of A/B tests with it are believed. Without it, none.
+    #[arg(long, env = "BITNET_ROLLOUT_UID", value_name = "UID")]
+    rollout_uid: Option<String>,
     /// Probe prompts for comparisons, one JSON object per line: {"prompt": "…"} or {"messages": […]}. Read anew for
     /// each comparison; it may be missing.
     #[arg(long, env = "BITNET_PROBES", value_name = "FILE")]
@@ -134,6 +137,7 @@ fn settings(args: Args) -> Settings {
         model: args.model,
         revision: args.revision,
         rollout: args.rollout,
+        rollout_uid: args.rollout_uid,
         probes: args.probes,
         digest: args.digest,
         context: args.context,

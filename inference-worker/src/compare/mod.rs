@@ -15,6 +15,7 @@ pub mod similarity;
 
 pub(crate) use job::of_rows;
 pub use peer::PeerSettings;
+pub(crate) use peer::is_peer_of;
 pub use probes::{ProbeError, Probes};
 pub use request::Invalid;
 

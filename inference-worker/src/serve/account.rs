@@ -5,7 +5,7 @@
 
 use super::metrics::Metrics;
 use crate::engine::{Finish, random, time_per_token};
-use bitnet_api::worker::{Buckets, Counters, ErrorCounts};
+use bitnet_api::worker::{Buckets, Counters, ErrorCounts, Users};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -103,6 +103,7 @@ impl Account {
             empty_answers: counts.empty_answers,
             degenerate_answers: counts.degenerate_answers,
             busy_seconds,
+            users: Users::default(),
         }
     }
 

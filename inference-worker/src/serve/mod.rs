@@ -11,7 +11,9 @@ mod internal;
 mod metrics;
 mod openai;
 mod public;
+mod split;
 mod stream;
+mod users;
 mod worker;
 
 pub use internal::router as internal_router;

@@ -4,6 +4,7 @@ use super::account::{ErrorClass, Ticket};
 use super::error::ApiError;
 use super::follow::{Answer, End, Piece};
 use super::openai::{self, Ask, Kind};
+use super::split;
 use super::stream;
 use super::worker::{Loaded, NotReady, Worker};
 use crate::engine::{Class, Job, Work};
@@ -14,7 +15,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use bitnet_api::worker::REVISION_HEADER;
+use bitnet_api::worker::{FEEDBACK_PATH, REVISION_HEADER};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -32,6 +33,7 @@ pub fn router(worker: Arc<Worker>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/models", get(models))
+        .route(FEEDBACK_PATH, post(split::feedback))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -39,18 +41,19 @@ pub fn router(worker: Arc<Worker>) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::http(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path takes another method")
         })
+        .layer(from_fn_with_state(Arc::clone(&worker), split::keep))
         .layer(from_fn_with_state(Arc::clone(&worker), sign))
         .with_state(worker)
 }
 
-/// Every answer says which revision gave it; while the worker drains, also that the connection ends with it, so that
+/// Every answer says which revision gave it (one that was passed on says so already); while the worker drains, also that the connection ends with it, so that
 /// proxies do not keep it for a next request.
 async fn sign(State(worker): State<Arc<Worker>>, request: Request, next: Next) -> Response {
     let version = request.version();
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     if let Ok(revision) = HeaderValue::from_str(&worker.settings.revision) {
-        headers.insert(HeaderName::from_static(REVISION_HEADER), revision);
+        headers.entry(HeaderName::from_static(REVISION_HEADER)).or_insert(revision);
     }
     if worker.is_draining() && version <= Version::HTTP_11 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -99,7 +102,7 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, body: Body) -> Result<Response
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, ApiError> {
+pub(super) async fn read(body: Body) -> Result<Bytes, ApiError> {
     let reading = axum::body::to_bytes(body, MAX_BODY);
     match tokio::time::timeout(BODY_TIME, reading).await {
         Ok(Ok(bytes)) => Ok(bytes),

@@ -4,6 +4,8 @@ use super::account::Account;
 use super::continuations::Continuations;
 use super::metrics::Metrics;
 use super::openai::Limits;
+use super::split;
+use super::users::Users;
 use crate::compare::{Comparer, PeerSettings};
 use crate::engine::{self, AskError, Engine};
 use crate::model::{self, LoadError, LoadOptions, Model, Text};
@@ -25,6 +27,8 @@ pub struct Settings {
     pub revision: String,
     /// Rollout that the revision belongs to; peers must carry its name.
     pub rollout: Option<String>,
+    /// UID of the rollout: only marks of A/B tests with it are believed.
+    pub rollout_uid: Option<String>,
     /// Probe file.
     pub probes: Option<PathBuf>,
     /// Digest that the model directory must have.
@@ -75,6 +79,8 @@ pub(crate) struct Loaded {
     pub(crate) identity: Identity,
     pub(crate) comparer: Arc<Comparer>,
     pub(crate) continuations: Continuations,
+    /// Asks the other arm of an A/B test.
+    pub(crate) arms: reqwest::Client,
 }
 
 impl Loaded {
@@ -105,6 +111,8 @@ pub struct Worker {
     pub(crate) settings: Settings,
     pub(crate) account: Arc<Account>,
     pub(crate) model_name: String,
+    /// Users of an A/B test.
+    pub(crate) users: Users,
     loaded: OnceLock<Loaded>,
     draining: AtomicBool,
     answers: AtomicU64,
@@ -139,6 +147,7 @@ impl Worker {
             account: Arc::new(Account::new(Metrics::new(&model_name))),
             model_name,
             settings,
+            users: Users::default(),
             loaded: OnceLock::new(),
             draining: AtomicBool::new(false),
             answers: AtomicU64::new(0),
@@ -199,12 +208,14 @@ impl Worker {
             &self.settings.peers,
         )
         .map_err(StartError::Peers)?;
+        let arms = split::arms().map_err(StartError::Peers)?;
         self.loaded.get_or_init(|| Loaded {
             engine,
             text,
             identity,
             comparer: Arc::new(comparer),
             continuations: Continuations::default(),
+            arms,
         });
         Ok(())
     }

@@ -32,6 +32,7 @@ pub fn settings(model: &Path) -> Settings {
         model: model.to_owned(),
         revision: "chat-abcdefg234".to_owned(),
         rollout: None,
+        rollout_uid: None,
         probes: None,
         digest: None,
         context: None,
