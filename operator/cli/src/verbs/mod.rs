@@ -3,5 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod explain;
 pub(crate) mod get;
+pub(crate) mod lint;
+pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod steer;
