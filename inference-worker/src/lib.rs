@@ -8,5 +8,6 @@ pub mod compare;
 pub mod engine;
 pub mod kernels;
 pub mod model;
+pub mod random;
 pub mod serve;
 pub mod workshop;

@@ -56,7 +56,11 @@ async fn a_completion_has_openais_shape() {
     assert!(id.strip_prefix("cmpl-chat-abcdefg234-").is_some_and(|n| n.len() >= 8), "{id}");
     let choice = &answer["choices"][0];
     assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("grüß dich"), &json!("stop")));
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 2, "completion_tokens": 11, "total_tokens": 13}));
+    let usage = &answer["usage"];
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"], &usage["total_tokens"]),
+        (&json!(2), &json!(11), &json!(13))
+    );
     let short = object(post(&fake, COMPLETIONS, &json!({"prompt": [104, 105], "max_tokens": 2})).await).await;
     assert_eq!((&short["choices"][0]["text"], &short["choices"][0]["finish_reason"]), (&json!("gr"), &json!("length")));
     assert_ne!(short["id"], answer["id"]);
@@ -148,16 +152,22 @@ async fn bad_requests_are_named_and_not_counted() {
         (COMPLETIONS, json!({"prompt": "a", "max_tokens": 256}).to_string(), 400, "at most 255"),
         (COMPLETIONS, json!({"prompt": "a", "max_tokens": 0}).to_string(), 400, "max_tokens"),
         (COMPLETIONS, json!({"prompt": "a", "max_tokens": -1}).to_string(), 400, "not a valid request"),
-        (COMPLETIONS, json!({"prompt": "a", "n": 2}).to_string(), 400, "`n`"),
+        (COMPLETIONS, json!({"prompt": "a", "n": 17}).to_string(), 400, "`n`"),
+        (COMPLETIONS, json!({"prompt": "a", "n": 0}).to_string(), 400, "`n`"),
+        (COMPLETIONS, json!({"prompt": "a", "best_of": 2}).to_string(), 400, "`best_of`"),
+        (COMPLETIONS, json!({"prompt": "a", "min_p": 2}).to_string(), 400, "`min_p`"),
+        (COMPLETIONS, json!({"prompt": "a", "repetition_penalty": 1.1}).to_string(), 400, "`repetition_penalty`"),
+        (COMPLETIONS, json!({"prompt": "a", "stop_token_ids": [300]}).to_string(), 400, "vocabulary"),
         (COMPLETIONS, json!({"prompt": "a", "temperature": 3}).to_string(), 400, "`temperature`"),
         (COMPLETIONS, json!({"prompt": "a", "top_p": 0}).to_string(), 400, "`top_p`"),
         (COMPLETIONS, json!({"prompt": "a", "top_k": -2}).to_string(), 400, "`top_k`"),
-        (COMPLETIONS, json!({"prompt": "a", "logprobs": 3}).to_string(), 400, "`logprobs`"),
+        (COMPLETIONS, json!({"prompt": "a", "logprobs": 21}).to_string(), 400, "`logprobs`"),
         (COMPLETIONS, json!({"prompt": "a", "echo": true}).to_string(), 400, "`echo`"),
         (COMPLETIONS, json!({"prompt": "a", "stop": [""]}).to_string(), 400, "`stop`"),
         (COMPLETIONS, json!({"prompt": "a", "stream_options": {}}).to_string(), 400, "`stream_options`"),
         (COMPLETIONS, json!({"prompt": "a", "presence_penalty": 1}).to_string(), 400, "`presence_penalty`"),
         (CHAT, json!({"messages": []}).to_string(), 400, "messages"),
+        (CHAT, json!({"messages": [], "top_logprobs": 2}).to_string(), 400, "`top_logprobs`"),
         (CHAT, json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}).to_string(), 400, "text"),
         (CHAT, json!({"messages": [{"role": "user", "content": "x"}], "tools": [{}]}).to_string(), 400, "`tools`"),
         (COMPLETIONS, "x".repeat((1 << 20) + 1), 413, "larger"),

@@ -267,6 +267,21 @@ fn a_batch_equals_single_steps_bit_for_bit() {
 }
 
 #[test]
+fn a_copied_beginning_goes_on_bit_for_bit() {
+    for name in ALL {
+        let model = load(&fixture(name), None);
+        let prompt = &cases(name).prompts[1];
+        let mut first = model.new_cache(prompt.len());
+        model.forward(&mut [Step::new(&mut first, prompt, Want::Nothing)]).unwrap();
+        let mut second = model.new_cache(prompt.len() + 9);
+        second.copy_from(&first, 7);
+        let mut steps = [Step::new(&mut second, &prompt[7..], Want::All)];
+        model.forward(&mut steps).unwrap();
+        assert_eq!(steps[0].logits, logits(&model, prompt)[7 * model.config().vocab_size..], "{name}");
+    }
+}
+
+#[test]
 fn the_verb_logits_writes_what_numpy_reads() {
     let name = "autobitlinear";
     let dir = tempfile::tempdir().unwrap();

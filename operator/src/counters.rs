@@ -3,11 +3,13 @@
 //! They live in memory only and advance after the status write of their tick succeeded. So a tick is counted exactly
 //! once: a conflict recomputes it from the same references, and a new leader, which has none, drops one interval.
 
+mod users;
+
 use bitnet_api::worker::{Buckets, Counters};
 use bitnet_core::{
     Span,
     evidence::{Histogram, LiveArm},
-    observation::Live,
+    observation::{Live, Users},
     stats::counters::{PodCounters, add, delta},
 };
 use std::{
@@ -15,6 +17,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 use tokio::time::Instant;
+use users::{Groups, PodUsers};
 
 /// A scrape older than this many intervals is no reference: weights may have changed since.
 const STALE: i64 = 3;
@@ -22,6 +25,8 @@ const STALE: i64 = 3;
 /// Answers of one arm's ready pods.
 #[derive(Clone, Debug, Default)]
 pub struct ArmScrape {
+    /// The arm's revision.
+    pub revision: String,
     /// By pod; `None`: it did not answer, or nothing usable.
     pub answers: Vec<(String, Option<Counters>)>,
     /// All pods that exist, ready or not: a container that restarts keeps its reference.
@@ -37,6 +42,8 @@ pub struct Scrape {
     pub stable: ArmScrape,
     /// Length of a tick.
     pub interval: Span,
+    /// Number of the attempt: another one is another test, for which users count anew.
+    pub attempt: u32,
 }
 
 /// The references of one rollout.
@@ -45,7 +52,11 @@ struct Known {
     at: Instant,
     scrape: u64,
     /// Last counters of each pod, with the number of the scrape that read them.
-    pods: BTreeMap<String, (PodCounters, u64)>,
+    pods: BTreeMap<String, (PodCounters, PodUsers, u64)>,
+    /// The test that the groups belong to: candidate and attempt.
+    test: (String, u32),
+    /// Groups of users that candidate and stable have met.
+    groups: [Groups; 2],
 }
 
 /// References that wait for the status write of their tick.
@@ -70,11 +81,34 @@ impl References {
             now.duration_since(known.at).as_millis() as i64 <= scrape.interval.0.max(1000).saturating_mul(STALE)
         });
         let number = before.map_or(0, |before| before.scrape) + 1;
-        let mut next = Known { at: now, scrape: number, pods: BTreeMap::new() };
-        let arms = [&scrape.candidate, &scrape.stable].map(|arm| arm_difference(before, arm, &mut next));
+        let test = (scrape.candidate.revision.clone(), scrape.attempt);
+        let same = known.get(uid).filter(|known| known.test == test);
+        let groups = same.map(|known| known.groups.clone()).unwrap_or_default();
+        let mut next = Known { at: now, scrape: number, pods: BTreeMap::new(), test, groups };
+        let mut met = [0, 0];
+        let mut users = PodUsers::default();
+        let arms = [&scrape.candidate, &scrape.stable];
+        for (i, arm) in arms.into_iter().enumerate() {
+            for answer in arm.answers.iter().filter_map(|(_, answer)| answer.as_ref()) {
+                met[i] += next.groups[i].take(&answer.users.groups);
+            }
+        }
+        // What was met before the first look at this test is not of this interval.
+        let met = if same.is_some() && before.is_some() { met } else { [0, 0] };
+        let mut assigned = [0, 0];
+        let arms = [0, 1].map(|i| {
+            let (live, these) = arm_difference(before, arms[i], &mut next)?;
+            assigned[i] = these.assigned().saturating_add(met[i]);
+            users.add(&these);
+            Some(live)
+        });
+        let users = Users {
+            assigned: assigned.into(),
+            outcomes: (users.outcomes(&scrape.candidate.revision), users.outcomes(&scrape.stable.revision)),
+        };
         let seconds = before.map_or(0.0, |before| now.duration_since(before.at).as_secs_f64());
         let live = match arms {
-            [Some(candidate), Some(stable)] => Some(Live { candidate, stable, seconds }),
+            [Some(candidate), Some(stable)] => Some(Live { candidate, stable, seconds, users }),
             _ => None,
         };
         (live, Pending { uid: uid.to_owned(), next })
@@ -91,7 +125,7 @@ impl References {
     }
 }
 
-fn arm_difference(before: Option<&Known>, arm: &ArmScrape, next: &mut Known) -> Option<LiveArm> {
+fn arm_difference(before: Option<&Known>, arm: &ArmScrape, next: &mut Known) -> Option<(LiveArm, PodUsers)> {
     let reference = |pod: &str| before.and_then(|before| before.pods.get(pod));
     // Pods that were not asked keep their last counters: what ran on them when they crashed is still owed.
     for pod in &arm.alive {
@@ -100,21 +134,24 @@ fn arm_difference(before: Option<&Known>, arm: &ArmScrape, next: &mut Known) -> 
         }
     }
     let mut complete = true;
-    let mut counted = None;
+    let mut counted: Option<(LiveArm, PodUsers)> = None;
     for (pod, answer) in &arm.answers {
         let Some(answer) = answer else {
             complete = false;
             continue;
         };
-        let current = pod_counters(answer);
-        if let Some((last, scrape)) = reference(pod) {
+        let (current, users) = (pod_counters(answer), PodUsers::of(answer));
+        if let Some((last, last_users, scrape)) = reference(pod) {
             // The same process without the scrape before this one: the difference spans more than this interval.
             let fresh = before.is_some_and(|before| *scrape == before.scrape);
-            if fresh || last.process != current.process {
-                add(counted.get_or_insert_default(), &delta(Some(last), Some(&current)));
+            let same = last.process == current.process;
+            if fresh || !same {
+                let (arm, met) = counted.get_or_insert_default();
+                add(arm, &delta(Some(last), Some(&current)));
+                met.add(&users.since(Some(last_users).filter(|_| same)));
             }
         }
-        next.pods.insert(pod.clone(), (current, next.scrape));
+        next.pods.insert(pod.clone(), (current, users, next.scrape));
     }
     counted.filter(|_| complete)
 }
@@ -153,7 +190,7 @@ fn pod_counters(counters: &Counters) -> PodCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitnet_api::worker::ErrorCounts;
+    use bitnet_api::worker::{ErrorCounts, Feedback};
 
     fn pod(process: &str, finished: u64, server: u64, in_flight: u64) -> Counters {
         Counters {
@@ -169,11 +206,11 @@ mod tests {
 
     fn arm(pods: &[(&str, Option<Counters>)]) -> ArmScrape {
         let answers = pods.iter().map(|(name, answer)| ((*name).to_owned(), answer.clone())).collect();
-        ArmScrape { answers, alive: pods.iter().map(|(name, _)| (*name).to_owned()).collect() }
+        ArmScrape { revision: String::new(), answers, alive: pods.iter().map(|(name, _)| (*name).to_owned()).collect() }
     }
 
     fn scrape(candidate: ArmScrape, stable: ArmScrape) -> Scrape {
-        Scrape { candidate, stable, interval: Span::seconds(2) }
+        Scrape { candidate, stable, interval: Span::seconds(2), attempt: 1 }
     }
 
     fn steady(n: u64) -> Scrape {
@@ -223,7 +260,7 @@ mod tests {
     async fn what_ran_at_a_crash_counts_as_errors_even_if_the_pod_was_away_for_a_tick() {
         let references = References::default();
         let stable = |n| arm(&[("s", Some(pod("s1", n, 0, 0)))]);
-        let away = ArmScrape { answers: Vec::new(), alive: BTreeSet::from(["c".to_owned()]) };
+        let away = ArmScrape { alive: BTreeSet::from(["c".to_owned()]), ..ArmScrape::default() };
         references.commit(references.difference("u", &scrape(arm(&[("c", Some(pod("c1", 5, 0, 3)))]), stable(1))).1);
         let (live, pending) = references.difference("u", &scrape(away, stable(2)));
         assert_eq!(live, None, "no candidate pod answered");
@@ -231,6 +268,42 @@ mod tests {
         let back = arm(&[("c", Some(pod("c2", 4, 1, 0)))]);
         let live = references.difference("u", &scrape(back, stable(3))).0.unwrap();
         assert_eq!((live.candidate.requests, live.candidate.errors), (5 + 3, 1 + 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn users_are_counted_once_by_cookie_or_by_group_and_anew_in_another_attempt() {
+        let references = References::default();
+        let with = |groups: &str, assigned: u64, said: u64, n: u64| {
+            let feedback = |revision: &str| Feedback {
+                revision: revision.into(),
+                count: said,
+                sum: 1000 * said,
+                squares: 1_000_000 * said,
+            };
+            let users = bitnet_api::worker::Users {
+                assigned,
+                groups: groups.into(),
+                feedback: vec![feedback("chat-c"), feedback("chat-s")],
+            };
+            Counters { users, ..pod("p", n, 0, 0) }
+        };
+        let at = |c: Counters, s: Counters, attempt| {
+            let named = |revision: &str, pod: &str, counters| ArmScrape {
+                revision: revision.into(),
+                ..arm(&[(pod, Some(counters))])
+            };
+            Scrape { attempt, ..scrape(named("chat-c", "c", c), named("chat-s", "s", s)) }
+        };
+        references.commit(references.difference("u", &at(with("01", 4, 1, 5), with("f0", 9, 2, 5), 1)).1);
+        let (live, pending) = references.difference("u", &at(with("03", 6, 2, 6), with("f1", 9, 2, 6), 1));
+        let users = live.unwrap().users;
+        // One group and two cookies of the candidate, one group of stable.
+        assert_eq!(users.assigned, (1 + 2, 1));
+        // Feedback about the candidate's answers came in at the candidate; stable heard nothing new about either.
+        assert_eq!((users.outcomes.0.n, users.outcomes.1.n), (1, 1));
+        references.commit(pending);
+        let (live, _) = references.difference("u", &at(with("03", 6, 2, 6), with("f1", 9, 2, 6), 2));
+        assert_eq!(live.unwrap().users.assigned, (0, 0), "what was met before the first look at a test is not of it");
     }
 
     #[tokio::test(start_paused = true)]

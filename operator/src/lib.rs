@@ -18,6 +18,7 @@ pub mod detach;
 pub mod events;
 #[cfg(test)]
 mod fake;
+pub mod guards;
 pub mod lease;
 pub mod metrics;
 pub mod observe;

@@ -15,7 +15,7 @@ use bitnet_core::{
     Time,
     model::{Revision, Rollout, RouteTarget},
     observation::{Observation, RouteState},
-    plan::{State, preview_name, tick_due},
+    plan::{State, guard_due, preview_name, tick_due},
 };
 use futures::try_join;
 use k8s_openapi::{
@@ -35,6 +35,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, fmt::Debug, net::IpAddr};
 
+mod detours;
 mod problems;
 mod route;
 mod sample;
@@ -160,6 +161,9 @@ pub async fn observe(
         let (sample, pending) = sample::take(from, rollout, attempt, &world, now).await;
         world.observation.sample = Some(sample);
         world.pending = Some(pending);
+    } else if guard_due(rollout, state, now) {
+        let job = state.guard.as_ref().and_then(|watch| watch.job.as_ref());
+        world.observation.sample = Some(sample::of_guard(from, rollout, &world, job, now).await);
     }
     Ok(world)
 }

@@ -7,6 +7,7 @@ use crate::{
     counters::References,
     dashboard::Ticks,
     events::Events,
+    guards::Guards,
     metrics::{Facts, Metrics, Object},
     observe::{self, Rival, Sources, World},
     render::{self, status as words},
@@ -57,6 +58,8 @@ pub struct Context {
     pub workers: Workers,
     /// Counters as of the last stored tick.
     pub references: References,
+    /// What the guards of promoted models remember.
+    pub guards: Guards,
     /// Metrics.
     pub metrics: Metrics,
     /// Ticks of running attempts, for the dashboard.
@@ -156,7 +159,8 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         }
         Err(refusal) => return refused(context, &object, &old, &refusal, now).await,
     };
-    let state = stored_state(context, &object, &old).await;
+    let stored = stored_state(context, &object, &old).await;
+    let state = State { guard: context.guards.get(&rollout.uid).or(stored.guard.clone()), ..stored.clone() };
 
     // observe: client.
     let rivals = rivals(context, &object);
@@ -168,7 +172,8 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         rivals: &rivals,
     };
     let watch = context.metrics.step("observe");
-    let world = observe::observe(sources, &object, &rollout, &state, now).instrument(info_span!("observe")).await;
+    let world =
+        Box::pin(observe::observe(sources, &object, &rollout, &state, now)).instrument(info_span!("observe")).await;
     drop(watch);
     let world = world.map_err(Error::Observe)?;
 
@@ -209,6 +214,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
     let facts = words::Facts {
         rollout: &rollout,
         old: &old,
+        stored: &stored,
         world: &world,
         plan: &plan,
         route: &route,
@@ -223,6 +229,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         context.metrics.verdict(verdict.name());
     }
     observe_metrics(context, &rollout, &plan, &route_state);
+    context.guards.set(&rollout.uid, plan.state.guard.clone());
     context.ticks.record(&rollout, &state, &world.observation, &plan, now);
     if let Some(pending) = world.pending.clone() {
         context.references.commit(pending);
@@ -459,18 +466,14 @@ fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &Ro
         _ => 0,
     };
     let assessment = plan.assessment.as_ref();
+    let guard = plan.guard.as_ref().filter(|_| assessment.is_none());
+    let signals = assessment.map(|assessment| &assessment.signals).or(guard.map(|guard| &guard.signals));
     let facts = Facts {
         phase: plan.report.phase.name(),
         weight,
-        ln_rollback: assessment.map(|assessment| assessment.ln_rollback),
-        estimates: assessment
-            .iter()
-            .flat_map(|assessment| assessment.signals.iter().map(|signal| (signal.kind.name(), signal.estimate)))
-            .collect(),
-        samples: assessment
-            .iter()
-            .flat_map(|assessment| assessment.signals.iter().map(|signal| (signal.kind.name(), signal.samples)))
-            .collect(),
+        ln_rollback: assessment.map(|assessment| assessment.ln_rollback).or(guard.map(|guard| guard.ln_m)),
+        estimates: signals.into_iter().flatten().map(|signal| (signal.kind.name(), signal.estimate)).collect(),
+        samples: signals.into_iter().flatten().map(|signal| (signal.kind.name(), signal.samples)).collect(),
     };
     context.metrics.observe(&Object { namespace: rollout.namespace.clone(), rollout: rollout.name.clone() }, &facts);
 }
@@ -478,6 +481,7 @@ fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &Ro
 /// Drops what is kept in memory about a rollout.
 pub fn forget(context: &Context, object: &impl Resource<DynamicType = ()>) {
     context.references.forget(object.meta().uid.as_deref().unwrap_or_default());
+    context.guards.set(object.meta().uid.as_deref().unwrap_or_default(), None);
     let namespace = object.meta().namespace.clone().unwrap_or_default();
     let rollout = object.meta().name.clone().unwrap_or_default();
     context.ticks.forget(&namespace, &rollout);

@@ -10,10 +10,10 @@ use bitnet_core::{
         SignalState, Tripwire,
     },
     model::{
-        Canary, CanaryStep, DeletionPolicy, LatchKey, Pace, Revision, Rollout, RouteTarget, Serving, Settings, Source,
-        Strategy,
+        Canary, CanaryStep, DeletionPolicy, HeaderMatch, LatchKey, Pace, Revision, Rollout, RouteTarget, Serving,
+        Settings, Source, Strategy,
     },
-    observation::Ledger,
+    observation::{Detour, Detours, Ledger},
     plan::{DecisionRecord, Grow, Plan, PreviewWrite, RouteWrite, Shrink, State, Verdict},
     report::{Note, Phase, Reason, Report},
 };
@@ -84,6 +84,7 @@ fn rollout() -> Rollout {
             on_no_traffic: OnNoTraffic::Probe,
             tripwire: Tripwire { error_rate: 0.5, min_requests: 20 },
         },
+        guard: None,
         scale_down_delay: Span::seconds(600),
         progress_deadline: Span::seconds(3600),
         deletion_policy: DeletionPolicy::Delete,
@@ -155,6 +156,9 @@ fn plan() -> Plan {
         state: State::default(),
         answered: Vec::new(),
         assessment: None,
+        users: None,
+        guard: None,
+        checkpoint: false,
         report: Report { phase: Phase::Progressing, headline: note, notes: Vec::new() },
         requeue_after: Span::seconds(1),
     }
@@ -162,7 +166,7 @@ fn plan() -> Plan {
 
 fn set(weights: &[(&str, u32)], ledger: Ledger, adopt: bool, decision: Option<DecisionRecord>) -> RouteWrite {
     let backends = weights.iter().map(|(name, weight)| (Revision((*name).into()), *weight)).collect();
-    RouteWrite::Set { backends, ledger, adopt, decision: decision.map(Box::new) }
+    RouteWrite::Set { backends, ledger, detours: Detours::default(), adopt, decision: decision.map(Box::new) }
 }
 
 /// The route after a write, as the API server would store it.
@@ -234,6 +238,50 @@ fn adoption_and_restoration_are_inverse() {
     bare["spec"]["rules"][1].as_object_mut().unwrap().remove("backendRefs");
     let adopted = written(&bare, set(&[("chat-aaaaaaaaaa", 100)], ledger(1), true, None));
     assert_eq!(written(&adopted, RouteWrite::Restore), bare);
+}
+
+/// An A/B test by cookie, of requests with a header.
+fn detours() -> Detours {
+    let header = |name: &str, value: &str, regex| HeaderMatch { name: name.into(), value: value.into(), regex };
+    let beta = header("x-beta", "yes", false);
+    let sticky = |name: &str, to: &str| Detour {
+        name: name.into(),
+        headers: vec![beta.clone(), header("Cookie", &format!("arm={to}.*"), true)],
+        to: Some(Revision(to.into())),
+    };
+    let split = Detour { name: "split".into(), headers: vec![beta.clone()], to: None };
+    Detours {
+        mark: Some("1;uid-of-chat".into()),
+        rules: vec![split, sticky("candidate", "chat-bbbbbbbbbb"), sticky("stable", "chat-aaaaaaaaaa")],
+    }
+}
+
+#[test]
+fn derived_rules_copy_every_field_of_ours_and_vanish_without_a_trace() {
+    let mut before = route(&json!({key::EPOCH: "4", key::ROLLOUT: "chat/uid-of-chat"}));
+    before["spec"]["rules"][1]["sessionPersistence"] = json!({"sessionName": "mine"});
+    before["spec"]["rules"][1]["retry"] = json!({"attempts": 2});
+    let weights = [("chat-aaaaaaaaaa", 90), ("chat-bbbbbbbbbb", 10)];
+    let mut write = set(&weights, ledger(5), false, None);
+    if let RouteWrite::Set { detours: wanted, .. } = &mut write {
+        *wanted = detours();
+    }
+    let during = written(&before, write.clone());
+    insta::assert_json_snapshot!("derived_rules", during["spec"]["rules"].as_array().unwrap()[1..]);
+    assert_eq!(during["spec"]["rules"][0], before["spec"]["rules"][0]);
+    assert_eq!(during["metadata"]["annotations"][key::DERIVED_RULES], "bitnet-split,bitnet-candidate,bitnet-stable");
+    // The same again changes no rule.
+    assert_eq!(written(&during, write)["spec"], during["spec"]);
+    // The end: as if the test had never been.
+    let plain = [("chat-aaaaaaaaaa", 100), ("chat-bbbbbbbbbb", 0)];
+    let after = written(&during, set(&plain, ledger(6), false, None));
+    let without = written(&before, set(&plain, ledger(6), false, None));
+    assert_eq!(after, without);
+    for leave in [RouteWrite::Restore, RouteWrite::Release] {
+        let left = written(&during, leave);
+        assert_eq!(left["spec"]["rules"].as_array().unwrap().len(), 2);
+        assert!(!left.to_string().contains("1;uid-of-chat"), "no mark is left: {left}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! One file per verb: arguments and what they do.
 
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod convert;
 pub(crate) mod damage;
 pub(crate) mod distill;

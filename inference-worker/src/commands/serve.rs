@@ -3,7 +3,9 @@
 use anyhow::Context;
 use inference_worker::compare::PeerSettings;
 use inference_worker::engine;
-use inference_worker::serve::{ServeError, Server, Settings, StartError, Stop, Worker};
+use inference_worker::serve::{
+    Balance, MetricNames, ServeError, Server, Settings, StartError, Stop, UpstreamSettings, Worker,
+};
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,9 @@ pub(crate) struct Args {
     /// Rollout that the revision belongs to. Comparisons call only peers of the same rollout; without it, none.
     #[arg(long, env = "BITNET_ROLLOUT", value_name = "NAME")]
     rollout: Option<String>,
+    /// UID of that rollout: only marks of A/B tests with it are believed. Without it, none.
+    #[arg(long, env = "BITNET_ROLLOUT_UID", value_name = "UID")]
+    rollout_uid: Option<String>,
     /// Probe prompts for comparisons, one JSON object per line: {"prompt": "…"} or {"messages": […]}. Read anew for
     /// each comparison; it may be missing.
     #[arg(long, env = "BITNET_PROBES", value_name = "FILE")]
@@ -52,13 +57,46 @@ pub(crate) struct Args {
     /// Longest prompt and answer together in tokens [default: what the model was made for].
     #[arg(long, env = "BITNET_CONTEXT", value_name = "TOKENS")]
     context: Option<usize>,
-    /// Time for a whole answer, from its request's arrival.
+    /// Threads of a forward pass [default: the CPUs at hand, as the container's limit has it].
+    #[arg(long, env = "BITNET_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Tokens whose keys and values are kept after their requests, so that a beginning that requests share (a system
+    /// prompt, a conversation) is read once; 0 for none. Comparisons never use it.
+    #[arg(long, env = "BITNET_PREFIX_CACHE", value_name = "TOKENS", default_value_t = 2048)]
+    prefix_cache: usize,
+    /// Show metrics also under the names of another server.
+    #[arg(long, env = "BITNET_METRICS_COMPAT", value_name = "SERVER")]
+    metrics_compat: Option<MetricsCompat>,
+    /// Time for the head of a request, from its first byte.
+    #[arg(long, env = "BITNET_HEAD_TIMEOUT", default_value = "10s", value_parser = duration)]
+    head_timeout: Duration,
+    /// Time for a whole answer, from its request's arrival. A client can ask for less: header x-request-timeout-ms.
     #[arg(long, env = "BITNET_REQUEST_TIMEOUT", default_value = "60s", value_parser = duration)]
     request_timeout: Duration,
     /// After SIGTERM: unready at once, but serving on for this long, until nobody sends requests here any more. Less
     /// than 5s loses requests in a cluster.
     #[arg(long, env = "BITNET_DRAIN", default_value = "5s", value_parser = duration)]
     drain: Duration,
+    /// The next tier (the fp16 baseline): it answers what this model fails before the first byte. Repeatable; a host with
+    /// several addresses is several endpoints.
+    #[arg(long, env = "BITNET_FALLBACK", value_name = "HOST:PORT", value_delimiter = ',', value_parser = endpoint)]
+    fallback: Vec<String>,
+    /// Which endpoint of the next tier is asked.
+    #[arg(long, env = "BITNET_FALLBACK_BALANCE", value_enum, default_value = "least-loaded")]
+    fallback_balance: FallbackBalance,
+    /// Requests at the next tier at once; more fail here as they would without it.
+    #[arg(long, env = "BITNET_FALLBACK_LIMIT", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    fallback_limit: u16,
+    /// Time for an answer of the next tier, from handing the request on.
+    #[arg(long, env = "BITNET_FALLBACK_TIMEOUT", default_value = "60s", value_parser = duration)]
+    fallback_timeout: Duration,
+    /// A model that has no first token after this time has failed, where there is a next tier.
+    #[arg(long, env = "BITNET_FIRST_TOKEN_TIMEOUT", default_value = "20s", value_parser = duration)]
+    first_token_timeout: Duration,
+    /// Leave answers to the next tier of which the model is less sure than this, from 0 to 1; the model directory must
+    /// hold a calibration (see `calibrate`).
+    #[arg(long, env = "BITNET_MIN_CONFIDENCE", value_parser = share, requires = "fallback")]
+    min_confidence: Option<f32>,
     /// Internal port of peers.
     #[arg(long, env = "BITNET_PEER_PORT", default_value_t = bitnet_api::worker::INTERNAL_PORT)]
     peer_port: u16,
@@ -80,6 +118,17 @@ pub(crate) struct Args {
 enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum MetricsCompat {
+    Vllm,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FallbackBalance {
+    LeastLoaded,
+    RoundRobin,
 }
 
 /// Exit status for a model directory that is not the one that was asked for.
@@ -130,10 +179,22 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 }
 
 fn settings(args: Args) -> Settings {
+    let upstream = (!args.fallback.is_empty()).then(|| UpstreamSettings {
+        endpoints: args.fallback,
+        balance: match args.fallback_balance {
+            FallbackBalance::LeastLoaded => Balance::LeastLoaded,
+            FallbackBalance::RoundRobin => Balance::RoundRobin,
+        },
+        concurrent: usize::from(args.fallback_limit),
+        limit: args.fallback_timeout,
+        first_token: args.first_token_timeout,
+        min_confidence: args.min_confidence,
+    });
     Settings {
         model: args.model,
         revision: args.revision,
         rollout: args.rollout,
+        rollout_uid: args.rollout_uid,
         probes: args.probes,
         digest: args.digest,
         context: args.context,
@@ -141,10 +202,15 @@ fn settings(args: Args) -> Settings {
             max_batch: usize::from(args.max_batch),
             batch_wait: args.batch_wait,
             queue: usize::from(args.queue),
+            prefix_tokens: args.prefix_cache,
             ..engine::Options::default()
         },
+        threads: args.threads.map_or_else(super::cpus, usize::from),
         request_timeout: args.request_timeout,
+        head_time: args.head_timeout,
+        metric_names: args.metrics_compat.map_or(MetricNames::Ours, |MetricsCompat::Vllm| MetricNames::AndVllm),
         drain: args.drain,
+        upstream,
         peers: PeerSettings { port: args.peer_port, addresses: args.peer, ..PeerSettings::default() },
     }
 }
@@ -183,6 +249,21 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// `host:port`.
+fn endpoint(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("write a number from 0 to 1, for example 0.95".to_owned()),
+    }
+}
+
 fn peer(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, address)) if !name.is_empty() && address.contains(':') => Ok((name.to_owned(), address.to_owned())),
@@ -202,6 +283,14 @@ mod tests {
         for bad in ["10", "s", "-1s", "1.5s", "1h", ""] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn endpoints_and_shares_are_checked() {
+        assert_eq!(endpoint("chat-baseline:8080"), Ok("chat-baseline:8080".into()));
+        assert!(["chat", "chat:", ":80", "chat:http"].iter().all(|bad| endpoint(bad).is_err()));
+        assert_eq!(share("0.95"), Ok(0.95));
+        assert!(["1.1", "-0.1", "NaN", "x"].iter().all(|bad| share(bad).is_err()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! their latency. Only numbers leave.
 
 mod busy;
+mod calibrate;
 pub mod draw;
 pub mod halves;
 mod job;
@@ -13,8 +14,10 @@ mod probes;
 mod request;
 pub mod similarity;
 
+pub use calibrate::{CalibrateError, calibrate};
 pub(crate) use job::of_rows;
 pub use peer::PeerSettings;
+pub(crate) use peer::is_peer_of;
 pub use probes::{ProbeError, Probes};
 pub use request::Invalid;
 

@@ -21,13 +21,15 @@ pub struct PeerSettings {
     pub port: u16,
     /// Addresses of single peers, `(name, host:port)`: for development, where there are no Services.
     pub addresses: Vec<(String, String)>,
+    /// The same of the public port, for the other arm of an A/B test.
+    pub public: Vec<(String, String)>,
     /// Time for a whole call.
     pub limit: Duration,
 }
 
 impl Default for PeerSettings {
     fn default() -> Self {
-        Self { port: bitnet_api::worker::INTERNAL_PORT, addresses: Vec::new(), limit: TOTAL_TIME }
+        Self { port: bitnet_api::worker::INTERNAL_PORT, addresses: Vec::new(), public: Vec::new(), limit: TOTAL_TIME }
     }
 }
 
@@ -191,7 +193,7 @@ fn classify(error: &reqwest::Error) -> PeerError {
 }
 
 /// A peer's name is its revision: `<rollout>-` and ten letters or digits of base32.
-pub(super) fn is_peer_of(rollout: &str, name: &str) -> bool {
+pub(crate) fn is_peer_of(rollout: &str, name: &str) -> bool {
     let hash = name.strip_prefix(rollout).and_then(|rest| rest.strip_prefix('-'));
     hash.is_some_and(|hash| hash.len() == 10 && hash.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7')))
 }

@@ -46,7 +46,7 @@ impl Engine {
         limit: Duration,
     ) -> Result<Generated, AskError> {
         let arrival = Instant::now();
-        let work = Work::Generate { max_tokens: tokens, sampling: Sampling::GREEDY, stop };
+        let work = Work::Generate { max_tokens: tokens, sampling: Sampling::GREEDY, stop, likelihood: None };
         let events = self.ask(prompt, work, arrival)?;
         let following = follow(events, arrival);
         tokio::time::timeout(limit, following).await.map_err(|_| AskError::Deadline(limit))?
@@ -80,7 +80,7 @@ async fn follow(mut events: UnboundedReceiver<Event>, arrival: Instant) -> Resul
     let (mut first, mut last) = (None, arrival);
     while let Some(event) = events.recv().await {
         let (end, alone, non_finite) = match event {
-            Event::Token { id, at } => {
+            Event::Token { id, at, .. } => {
                 tokens.push(id);
                 first.get_or_insert(at);
                 last = at;

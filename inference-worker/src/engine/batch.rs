@@ -1,8 +1,10 @@
 //! The sequences that run, and one pass over them.
 
+use super::Options;
 use super::job::{Class, Ended, Event, Failure, Finish, Job, Work};
 use super::network::{Network, Turn};
-use super::sampling::{NonFinite, Sampler};
+use super::prefix::Prefixes;
+use super::sampling::{NonFinite, Sampler, likelihood};
 use std::time::{Duration, Instant};
 
 /// One job with a slot.
@@ -16,6 +18,12 @@ pub(super) struct Sequence<C> {
     /// The token to feed next, once the prompt is read.
     last: u32,
     generated: usize,
+    /// What was generated, where it may be kept for a later request.
+    said: Vec<u32>,
+    /// Prompt tokens that were read for an earlier request.
+    reused: usize,
+    /// The forward pass gave numbers that are none: nobody else may have this cache.
+    broken: bool,
     sampler: Sampler,
     scores: Vec<f32>,
     alone: bool,
@@ -35,15 +43,36 @@ struct Planned {
 pub(super) struct Batch<N: Network> {
     network: N,
     running: Vec<Sequence<N::Cache>>,
+    prefixes: Prefixes<N::Cache>,
+    seen: Seen,
     /// Prompt tokens that one pass may read, so that a long prompt does not stall the others.
     chunk: usize,
     /// Until when the last pass worked for anybody: a job that arrives later shares nothing with those before it.
     worked_until: Option<Instant>,
 }
 
+/// Cumulative counts.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Seen {
+    pub(super) passes: u64,
+    pub(super) reused: u64,
+    pub(super) non_finite: u64,
+}
+
 impl<N: Network> Batch<N> {
-    pub(super) fn new(network: N, chunk: usize) -> Self {
-        Self { network, running: Vec::new(), chunk: chunk.max(1), worked_until: None }
+    pub(super) fn new(network: N, options: Options) -> Self {
+        Self {
+            network,
+            running: Vec::new(),
+            prefixes: Prefixes::new(options.prefix_tokens),
+            seen: Seen::default(),
+            chunk: options.prefill_chunk.max(1),
+            worked_until: None,
+        }
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        self.seen
     }
 
     pub(super) fn len(&self) -> usize {
@@ -69,14 +98,25 @@ impl<N: Network> Batch<N> {
         };
         let alone = self.worked_until.is_none_or(|end| end <= job.arrival);
         let spoke = job.arrival;
-        let cache = self.network.new_cache(prompt + room);
+        let capacity = prompt + room;
+        // Only users share: what a comparison times must not depend on what was asked before.
+        let shares = is_live(&job) && matches!(job.work, Work::Generate { .. });
+        let known = if shares { self.prefixes.find(&job.prompt) } else { None };
+        let (cache, reused) = match known {
+            Some((cache, len)) => (self.network.fork(cache, len, capacity), len),
+            None => (self.network.new_cache(capacity), 0),
+        };
+        self.seen.reused += reused as u64;
         let sequence = Sequence {
             job,
             cache,
-            read: 0,
+            read: reused,
             prompt,
             last: 0,
             generated: 0,
+            said: Vec::new(),
+            reused,
+            broken: false,
             sampler,
             scores,
             alone,
@@ -88,7 +128,20 @@ impl<N: Network> Batch<N> {
 
     /// Frees the slots of callers that went away.
     pub(super) fn drop_cancelled(&mut self) {
-        self.running.retain(|s| !s.job.events.is_closed());
+        for at in (0..self.running.len()).rev() {
+            if self.running[at].job.events.is_closed() {
+                self.release(at);
+            }
+        }
+    }
+
+    /// Frees a slot; what the sequence has read may serve the next one that begins alike.
+    fn release(&mut self, at: usize) {
+        let sequence = self.running.remove(at);
+        if is_live(&sequence.job) && !sequence.broken {
+            let tokens = sequence.held();
+            self.prefixes.keep(tokens, sequence.cache);
+        }
     }
 
     /// One forward pass over what runs: a token of each answer, and prompts within the chunk.
@@ -108,11 +161,13 @@ impl<N: Network> Batch<N> {
             sequence.queued.get_or_insert(started.saturating_duration_since(sequence.job.arrival));
         }
         let outcome = self.forward(&plan);
+        self.seen.passes += 1;
         let mut done = Vec::new();
         match outcome {
             Ok(rows) => {
                 for (planned, logits) in plan.iter().zip(rows) {
-                    if self.running[planned.sequence].take(planned, &logits, self.network.vocabulary()) {
+                    let sequence = &mut self.running[planned.sequence];
+                    if sequence.take(planned, &logits, self.network.vocabulary(), &mut self.seen) {
                         done.push(planned.sequence);
                     }
                 }
@@ -131,7 +186,7 @@ impl<N: Network> Batch<N> {
             Some(Instant::now())
         };
         for &at in done.iter().rev() {
-            self.running.remove(at);
+            self.release(at);
         }
     }
 
@@ -188,8 +243,16 @@ impl<C> Sequence<C> {
         }
     }
 
+    /// The tokens whose keys and values the cache holds: those read, and those generated but the last, which is fed by
+    /// a pass that does not come any more.
+    fn held(&self) -> Vec<u32> {
+        let fed = if self.read == self.prompt { self.generated.saturating_sub(1) } else { 0 };
+        let fed = &self.said[..fed.min(self.said.len())];
+        self.job.prompt[..self.read].iter().chain(fed).copied().collect()
+    }
+
     /// Takes what a pass gave; `true`: the job is over.
-    fn take(&mut self, planned: &Planned, logits: &[f32], vocabulary: usize) -> bool {
+    fn take(&mut self, planned: &Planned, logits: &[f32], vocabulary: usize, seen: &mut Seen) -> bool {
         let first = self.read;
         if self.read < self.prompt {
             self.read += planned.count;
@@ -212,8 +275,9 @@ impl<C> Sequence<C> {
                 whole
             }
             Work::Generate { .. } if !whole => false,
-            Work::Generate { max_tokens, stop, .. } => match self.sampler.next(logits) {
+            Work::Generate { max_tokens, stop, likelihood: wanted, .. } => match self.sampler.next(logits) {
                 Err(NonFinite(count)) => {
+                    seen.non_finite += count;
                     self.fail(Failure::NonFinite { count });
                     true
                 }
@@ -224,10 +288,12 @@ impl<C> Sequence<C> {
                 }
                 Ok(token) => {
                     let complete = self.generated + 1 == *max_tokens;
+                    let likelihood = wanted.map(|count| Box::new(likelihood(logits, token, count)));
                     self.last = token;
                     self.generated += 1;
+                    self.said.push(token);
                     self.spoke = Instant::now();
-                    self.send(Event::Token { id: token, at: self.spoke });
+                    self.send(Event::Token { id: token, at: self.spoke, likelihood });
                     if complete {
                         self.end(Finish::Length);
                     }
@@ -238,11 +304,13 @@ impl<C> Sequence<C> {
     }
 
     fn end(&self, finish: Finish) {
-        let ended = Ended { finish, at: self.spoke, alone: self.alone, queued: self.queued.unwrap_or_default() };
+        let queued = self.queued.unwrap_or_default();
+        let ended = Ended { finish, at: self.spoke, alone: self.alone, queued, reused: self.reused };
         self.send(Event::Ended(ended));
     }
 
     fn fail(&mut self, failure: Failure) {
+        self.broken = true;
         self.spoke = Instant::now();
         self.send(Event::Failed(failure));
     }

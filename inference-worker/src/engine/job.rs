@@ -23,6 +23,8 @@ pub enum Work {
         sampling: Sampling,
         /// Ids that end the answer (not part of it); empty = exactly `max_tokens` are generated.
         stop: Vec<u32>,
+        /// Say with each token how likely it was, and so many of the most likely ones; `None` = say nothing.
+        likelihood: Option<usize>,
     },
     /// Logits at these positions of the prompt, each `< prompt.len()`, in any order, one [`Event::Scores`].
     Score {
@@ -60,6 +62,8 @@ pub enum Event {
         id: u32,
         /// When it was chosen, by the engine's clock.
         at: Instant,
+        /// How likely it was, where that was asked for.
+        likelihood: Option<Box<Likelihood>>,
     },
     /// Logits `[positions, vocabulary]`, row major, as asked.
     Scores(Vec<f32>),
@@ -67,6 +71,17 @@ pub enum Event {
     Ended(Ended),
     /// It is not going to be.
     Failed(Failure),
+}
+
+/// How likely the model held a token, before temperature and cuts. Logarithms are natural. No `Debug`: ids are text.
+#[derive(Clone)]
+pub struct Likelihood {
+    /// Logarithm of the chosen token's probability.
+    pub chosen: f32,
+    /// Logarithm of the most likely token's probability.
+    pub best: f32,
+    /// The most likely tokens with their logarithms, the likeliest first; as many as asked for.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// How a job ended.
@@ -80,6 +95,8 @@ pub struct Ended {
     pub alone: bool,
     /// From its arrival to its first forward pass.
     pub queued: Duration,
+    /// Tokens of the prompt that were read before, for another request.
+    pub reused: usize,
 }
 
 /// Why an answer ended.

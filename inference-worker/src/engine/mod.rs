@@ -8,19 +8,20 @@ mod ask;
 mod batch;
 mod job;
 mod network;
+mod prefix;
 mod queue;
-pub mod random;
 mod sampling;
 #[cfg(test)]
 mod tests;
 
+pub use crate::random;
 pub use ask::{AskError, Generated};
-pub use job::{Class, Ended, Event, Failure, Finish, Job, Refused, Work};
+pub use job::{Class, Ended, Event, Failure, Finish, Job, Likelihood, Refused, Work};
 pub use network::{Network, Turn};
 pub use sampling::Sampling;
 
 pub(crate) use ask::time_per_token;
-use batch::Batch;
+use batch::{Batch, Seen};
 use queue::Queue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -37,11 +38,19 @@ pub struct Options {
     pub queue: usize,
     /// Prompt tokens read in one pass.
     pub prefill_chunk: usize,
+    /// Tokens whose keys and values are kept after their requests, for live requests that begin alike; 0 = none.
+    pub prefix_tokens: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_batch: 32, batch_wait: Duration::from_millis(10), queue: 256, prefill_chunk: 256 }
+        Self {
+            max_batch: 32,
+            batch_wait: Duration::from_millis(10),
+            queue: 256,
+            prefill_chunk: 256,
+            prefix_tokens: 2048,
+        }
     }
 }
 
@@ -58,6 +67,10 @@ struct Shared {
     busy_nanos: AtomicU64,
     running: AtomicUsize,
     cached_tokens: AtomicUsize,
+    reused_tokens: AtomicU64,
+    non_finite: AtomicU64,
+    passes: AtomicU64,
+    bytes_per_pass: usize,
     /// Start of the pass that runs now, nanoseconds after `epoch` plus one; 0 between passes.
     pass_started: AtomicU64,
     epoch: Instant,
@@ -75,6 +88,10 @@ impl Engine {
             busy_nanos: AtomicU64::new(0),
             running: AtomicUsize::new(0),
             cached_tokens: AtomicUsize::new(0),
+            reused_tokens: AtomicU64::new(0),
+            non_finite: AtomicU64::new(0),
+            passes: AtomicU64::new(0),
+            bytes_per_pass: network.bytes_per_pass(),
             pass_started: AtomicU64::new(0),
             epoch: Instant::now(),
         });
@@ -121,9 +138,29 @@ impl Engine {
         self.shared.queue.len()
     }
 
-    /// Tokens whose keys and values are held.
+    /// Tokens whose keys and values are held for jobs with a slot.
     pub fn cached_tokens(&self) -> usize {
         self.shared.cached_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Prompt tokens that were not read again because an earlier request began alike.
+    pub fn reused_tokens(&self) -> u64 {
+        self.shared.reused_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Logits that were not finite, in rows that a next token was to be chosen from.
+    pub fn non_finite(&self) -> u64 {
+        self.shared.non_finite.load(Ordering::Relaxed)
+    }
+
+    /// Forward passes that were run.
+    pub fn passes(&self) -> u64 {
+        self.shared.passes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of weights that one pass reads; 0 where that is not known.
+    pub fn bytes_per_pass(&self) -> usize {
+        self.shared.bytes_per_pass
     }
 }
 
@@ -140,7 +177,7 @@ impl Drop for Farewell<'_> {
 }
 
 fn run<N: Network>(network: N, options: Options, shared: &Shared) {
-    let mut batch = Batch::new(network, options.prefill_chunk);
+    let mut batch = Batch::new(network, options);
     let mut density = Density::new(options.batch_wait);
     // Dropped first: who hears that its job is gone finds a queue that takes no more.
     let _farewell = Farewell(shared);
@@ -164,6 +201,10 @@ fn run<N: Network>(network: N, options: Options, shared: &Shared) {
         shared.busy_nanos.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
         shared.running.store(batch.len(), Ordering::Relaxed);
         shared.cached_tokens.store(batch.cached_tokens(), Ordering::Relaxed);
+        let Seen { passes, reused, non_finite } = batch.seen();
+        shared.passes.store(passes, Ordering::Relaxed);
+        shared.reused_tokens.store(reused, Ordering::Relaxed);
+        shared.non_finite.store(non_finite, Ordering::Relaxed);
     }
 }
 

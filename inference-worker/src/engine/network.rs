@@ -11,6 +11,13 @@ pub trait Network: Send + 'static {
     /// An empty cache for at most `capacity` tokens.
     fn new_cache(&self, capacity: usize) -> Self::Cache;
 
+    /// A cache for at most `capacity` tokens that begins with the first `len` tokens of another one; `len` is at most
+    /// what that one holds.
+    fn fork(&self, cache: &Self::Cache, len: usize, capacity: usize) -> Self::Cache;
+
+    /// Bytes of weights that one pass reads; 0 where that is not known.
+    fn bytes_per_pass(&self) -> usize;
+
     /// One forward pass over all turns at once. After an error the caches are as they were.
     fn forward(&self, turns: &mut [Turn<'_, Self::Cache>]) -> Result<(), String>;
 }
@@ -36,6 +43,16 @@ impl Network for crate::model::Model {
 
     fn new_cache(&self, capacity: usize) -> Self::Cache {
         crate::model::Model::new_cache(self, capacity)
+    }
+
+    fn fork(&self, cache: &Self::Cache, len: usize, capacity: usize) -> Self::Cache {
+        let mut fork = crate::model::Model::new_cache(self, capacity);
+        fork.copy_from(cache, len);
+        fork
+    }
+
+    fn bytes_per_pass(&self) -> usize {
+        crate::model::Model::bytes_per_pass(self)
     }
 
     fn forward(&self, turns: &mut [Turn<'_, Self::Cache>]) -> Result<(), String> {

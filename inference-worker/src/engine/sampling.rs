@@ -1,7 +1,8 @@
 //! The next token from a row of logits.
 
+use super::job::Likelihood;
 use super::random::Random;
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 /// How the next token is chosen.
@@ -13,13 +14,15 @@ pub struct Sampling {
     pub top_p: f32,
     /// Only this many most likely tokens are kept; 0 = all.
     pub top_k: usize,
+    /// Tokens less likely than this share of the most likely one's probability are dropped; 0 = none.
+    pub min_p: f32,
     /// Makes the answer repeatable; `None` draws a seed.
     pub seed: Option<u64>,
 }
 
 impl Sampling {
     /// The most likely token each time.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0, seed: None };
+    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: None };
 }
 
 /// One request's sampler: its settings and the state of its random numbers.
@@ -58,8 +61,11 @@ impl Sampler {
     }
 
     fn draw(&mut self, logits: &[f32], top: f32) -> u32 {
-        let Sampling { temperature, top_p, top_k, .. } = self.sampling;
-        let weight = |x: f32| f64::from((x - top) / temperature).exp();
+        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
+        let weight = |x: f32| {
+            let weight = f64::from((x - top) / temperature).exp();
+            if weight < f64::from(min_p) { 0.0 } else { weight }
+        };
         if top_p >= 1.0 && (top_k == 0 || top_k >= logits.len()) {
             let total: f64 = logits.iter().map(|&x| weight(x)).sum();
             return pick(logits.iter().map(|&x| weight(x)).enumerate(), self.random.unit() * total);
@@ -89,6 +95,25 @@ impl Sampler {
         }
         pick(kept.into_iter(), self.random.unit() * mass)
     }
+}
+
+/// How likely the row holds `token`, and its `count` most likely tokens.
+pub(super) fn likelihood(logits: &[f32], token: u32, count: usize) -> Likelihood {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|x| f64::from(x - best).exp()).sum();
+    let log = |x: f32| (f64::from(x - best) - total.ln()) as f32;
+    let mut top: BinaryHeap<Reverse<Entry>> = BinaryHeap::with_capacity(count + 1);
+    for (token, &logit) in logits.iter().enumerate() {
+        if top.len() == count && top.peek().is_none_or(|least| least.0.logit >= logit) {
+            continue;
+        }
+        top.push(Reverse(Entry { logit, token }));
+        if top.len() > count {
+            top.pop();
+        }
+    }
+    let top = top.into_sorted_vec().into_iter().map(|Reverse(entry)| (entry.token as u32, log(entry.logit))).collect();
+    Likelihood { chosen: log(logits[token as usize]), best: log(best), top }
 }
 
 /// The first token at which the running sum exceeds `target`; rounding at the very end falls to the last one.
@@ -160,7 +185,7 @@ mod tests {
     fn shares_are_those_of_the_softmax_after_temperature_top_k_and_top_p() {
         let ln = |p: f32| p.ln();
         let logits = [ln(0.1), ln(0.4), ln(0.2), ln(0.3)];
-        let all = Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: None };
+        let all = Sampling { temperature: 1.0, ..Sampling::GREEDY };
         close(&frequencies(all, &logits), &[0.1, 0.4, 0.2, 0.3]);
         // Temperature 1/2 squares the odds: 1, 16, 4, 9 of 30.
         close(&frequencies(Sampling { temperature: 0.5, ..all }, &logits), &[1.0 / 30.0, 16.0 / 30.0, 4.0 / 30.0, 0.3]);
@@ -169,11 +194,29 @@ mod tests {
         close(&frequencies(Sampling { top_p: 0.8, ..all }, &logits), &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
         // Of the three that top-k leaves (.9), 3/4 is .675: two suffice.
         close(&frequencies(Sampling { top_k: 3, top_p: 0.75, ..all }, &logits), &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
+        // Half of .4 is .2, which only .1 misses; three quarters of it are .3.
+        close(&frequencies(Sampling { min_p: 0.49, ..all }, &logits), &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
+        close(&frequencies(Sampling { min_p: 0.74, ..all }, &logits), &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
+        close(&frequencies(Sampling { min_p: 0.49, top_k: 2, ..all }, &logits), &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
+    }
+
+    #[test]
+    fn likelihoods_are_logarithms_of_the_softmax_in_falling_order() {
+        let probabilities = [0.1_f32, 0.4, 0.2, 0.3];
+        let logits = probabilities.map(|p| p.ln() + 7.0);
+        let said = likelihood(&logits, 2, 3);
+        assert!((said.chosen - 0.2_f32.ln()).abs() < 1e-6 && (said.best - 0.4_f32.ln()).abs() < 1e-6);
+        assert_eq!(said.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 3, 2]);
+        assert!(said.top.iter().all(|(token, log)| (log - probabilities[*token as usize].ln()).abs() < 1e-6));
+        assert!(likelihood(&logits, 0, 0).top.is_empty());
+        assert_eq!(likelihood(&logits, 0, 9).top.len(), 4);
+        let tied: Vec<u32> = likelihood(&[1.0; 5], 0, 2).top.into_iter().map(|(token, _)| token).collect();
+        assert_eq!(tied, [0, 1], "the lower token first");
     }
 
     #[test]
     fn a_seed_repeats_and_broken_rows_are_counted() {
-        let warm = Sampling { temperature: 1.0, top_p: 0.9, top_k: 0, seed: Some(3) };
+        let warm = Sampling { temperature: 1.0, top_p: 0.9, seed: Some(3), ..Sampling::GREEDY };
         let run = |sampling| {
             let mut sampler = Sampler::new(sampling);
             (0..32).map(|_| sampler.next(&[0.0, 0.1, 0.2, 0.3]).unwrap()).collect::<Vec<_>>()

@@ -29,6 +29,16 @@ impl Network for Counting {
         Vec::with_capacity(capacity)
     }
 
+    fn fork(&self, cache: &Vec<u32>, len: usize, capacity: usize) -> Vec<u32> {
+        let mut fork = Vec::with_capacity(capacity);
+        fork.extend(&cache[..len]);
+        fork
+    }
+
+    fn bytes_per_pass(&self) -> usize {
+        100
+    }
+
     fn forward(&self, turns: &mut [Turn<'_, Vec<u32>>]) -> Result<(), String> {
         self.sizes.lock().unwrap().push(turns.iter().map(|t| t.tokens.len()).collect());
         sleep(self.pass);
@@ -61,7 +71,7 @@ fn engine(pass_ms: u64, options: Options) -> (Engine, Arc<Mutex<Vec<Vec<usize>>>
 }
 
 fn generate(engine: &Engine, prompt: &[u32], max_tokens: usize, stop: &[u32]) -> UnboundedReceiver<Event> {
-    let work = Work::Generate { max_tokens, sampling: Sampling::GREEDY, stop: stop.to_vec() };
+    let work = Work::Generate { max_tokens, sampling: Sampling::GREEDY, stop: stop.to_vec(), likelihood: None };
     submit(engine, prompt, work)
 }
 
@@ -231,4 +241,48 @@ fn a_lone_request_never_waits_for_company_but_a_burst_does() {
     }
     let largest = sizes.lock().unwrap().iter().map(Vec::len).max().unwrap();
     assert!(largest > 3, "requests of one window share a pass: {:?}", sizes.lock().unwrap());
+}
+
+#[test]
+fn what_was_read_for_one_request_is_not_read_for_the_next() {
+    let (engine, sizes) = engine(0, Options::default());
+    let first: Vec<u32> = (0..24).map(|i| i % 11).collect();
+    let answer = collect(generate(&engine, &first, 4, &[]));
+    assert_eq!(ended(&answer).reused, 0);
+    let longer: Vec<u32> = first.iter().chain(&answer.tokens).copied().chain([5, 6]).collect();
+    let alone = collect(generate(&engine, &longer, 3, &[]));
+    // All but the last token of the first answer were fed.
+    assert_eq!(ended(&alone).reused, first.len() + 3);
+    assert_eq!(alone.tokens, [7, 8, 9]);
+    let passes = sizes.lock().unwrap().clone();
+    assert_eq!(passes[passes.len() - 3..], [[3], [1], [1]], "three tokens of the prompt were left to read");
+    assert_eq!(engine.reused_tokens(), first.len() as u64 + 3);
+    let score = submit(&engine, &longer, Work::Score { positions: vec![1] });
+    assert_eq!(collect(score).scores[0], 0.001, "scores read everything");
+}
+
+#[test]
+fn comparisons_and_broken_answers_share_nothing() {
+    let (engine, sizes) = engine(0, Options::default());
+    let prompt: Vec<u32> = (0..24).map(|i| i % 11).collect();
+    let whole = [prompt.len(), 1];
+    let internal = || {
+        let work = Work::Generate { max_tokens: 2, sampling: Sampling::GREEDY, stop: Vec::new(), likelihood: None };
+        let (job, events) = Job::new(Class::Internal, prompt.clone(), work, Instant::now());
+        engine.submit(job).unwrap();
+        collect(events)
+    };
+    internal();
+    collect(generate(&engine, &prompt, 2, &[]));
+    internal();
+    let read: Vec<usize> = sizes.lock().unwrap().iter().map(|pass| pass[0]).collect();
+    assert_eq!(read, [whole, whole, whole].concat());
+    let broken: Vec<u32> = (0..20).map(|_| 3).chain([BROKEN]).collect();
+    for _ in 0..2 {
+        let answer = collect(generate(&engine, &broken, 2, &[]));
+        assert_eq!(answer.end.unwrap().unwrap_err(), Failure::NonFinite { count: 1 });
+    }
+    let read: Vec<usize> = sizes.lock().unwrap().iter().map(|pass| pass[0]).collect();
+    assert_eq!(read[6..], [broken.len(), broken.len()]);
+    assert_eq!((engine.non_finite(), engine.reused_tokens(), engine.bytes_per_pass()), (2, 0, 100));
 }

@@ -18,6 +18,7 @@ mod pool;
 mod portable;
 pub mod product;
 mod rows;
+mod self_test;
 mod speed;
 mod ternary;
 
@@ -26,6 +27,7 @@ pub use dense::{Dense, Elements};
 pub(crate) use memory::{Block, Blocks};
 pub use pool::Pool;
 pub use rows::{Quantized, Rows};
+pub use self_test::KernelFault;
 pub(crate) use ternary::blocks;
 pub use ternary::{MOST_COLUMNS, Ternary};
 

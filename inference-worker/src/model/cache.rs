@@ -50,6 +50,21 @@ impl KvCache {
         self.len = self.len.min(len);
     }
 
+    /// Takes over the first `len` tokens of a cache of the same model.
+    ///
+    /// # Panics
+    /// If the other one is of another shape, or either has no such tokens or no room for them.
+    pub fn copy_from(&mut self, other: &Self, len: usize) {
+        let shape = |cache: &Self| (cache.layers, cache.kv_heads, cache.head_dim);
+        assert!(shape(self) == shape(other) && len <= other.len && len <= self.capacity);
+        let size = len * self.head_dim;
+        let (from, to) = (other.capacity * self.head_dim, self.capacity * self.head_dim);
+        for plane in 0..self.layers * 2 * self.kv_heads {
+            self.data[plane * to..][..size].copy_from_slice(&other.data[plane * from..][..size]);
+        }
+        self.len = len;
+    }
+
     pub(crate) fn fits(&self, config: &ModelConfig) -> bool {
         (self.layers, self.kv_heads, self.head_dim) == (config.layers, config.kv_heads, config.head_dim)
     }

@@ -93,11 +93,14 @@ pub enum ScaleRule {
 }
 
 impl ModelConfig {
-    /// Reads config.json and, where there is one, generation_config.json.
+    /// Reads config.json and, where there is one, generation_config.json; or the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`LoadError::Read`], [`LoadError::Json`], and [`LoadError::Config`] with the offending field.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        if let Some(path) = super::gguf::find(dir)? {
+            return super::gguf::config(&path);
+        }
         let path = dir.join("config.json");
         let raw: RawConfig = read_json(&path, "model configuration (config.json)")?;
         let mut config = raw.check(&Refusal { path: &path })?;

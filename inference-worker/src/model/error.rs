@@ -48,6 +48,14 @@ pub enum LoadError {
         #[source]
         source: safetensors::SafeTensorError,
     },
+    /// A GGUF file's structure is broken, or there are several.
+    #[error("{} {problem}", path.display())]
+    Gguf {
+        /// The file, or the directory.
+        path: PathBuf,
+        /// Rule, finding and remedy.
+        problem: String,
+    },
     /// The operating system gave no threads for the forward pass.
     #[error("the threads of the forward pass did not start; ask for fewer threads, or raise the limit of processes")]
     Threads(#[source] std::io::Error),

@@ -29,6 +29,9 @@ impl Model {
             }
             config.context = context;
         }
+        if let Some(path) = super::gguf::find(dir)? {
+            return super::gguf::load(&path, config, options);
+        }
         let shards = Shards::open(dir)?;
         let mut source = Source { config: &config, tensors: shards.tensors()? };
         let shape = [config.vocab_size, config.hidden_size];

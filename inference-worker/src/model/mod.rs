@@ -1,7 +1,7 @@
 //! Model formats, the loader, and the one forward pass that serving and training tools share.
 //!
 //! A model is a directory as on the Hugging Face hub: config.json, one or several safetensors files, and for serving
-//! tokenizer.json. [`Model::load`] reads it, [`Model::forward`] runs batches of [`Step`]s, each with its own
+//! tokenizer.json; or one GGUF file without a config.json. [`Model::load`] reads it, [`Model::forward`] runs batches of [`Step`]s, each with its own
 //! [`KvCache`]; [`Text`] turns text into token ids and back. A forward pass runs on the calling thread and, where
 //! [`LoadOptions::threads`] asks for them, on helpers of the model.
 //!
@@ -12,9 +12,11 @@ mod config;
 mod digest;
 mod error;
 mod forward;
+mod gguf;
 mod linear;
 mod load;
 mod random;
+mod self_test;
 mod text;
 mod weights;
 
@@ -26,6 +28,7 @@ pub(crate) use digest::hex;
 pub use error::{ForwardError, LoadError, TensorFault, TextError};
 pub use forward::{Step, Want};
 pub use random::{Precision, Shape};
+pub use self_test::SelfTestError;
 pub use text::{ChatMessage, Text, TextStream};
 pub(crate) use weights::{Shards, Tensor as StoredTensor};
 

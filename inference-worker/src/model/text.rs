@@ -47,11 +47,19 @@ impl Text {
     /// that the embedding of config.json has not.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
-        let bytes = fs::read(&path).map_err(|source| LoadError::Read {
-            path: path.clone(),
-            remedy: "a served model needs its tokenizer.json; export it from the original tokenizer",
-            source,
-        })?;
+        // A tokenizer.json beside a GGUF file wins over the one inside it.
+        let carried = match super::gguf::find(dir)? {
+            Some(file) if !path.exists() => Some(super::gguf::tokenizer(&file)?),
+            _ => None,
+        };
+        let bytes = match &carried {
+            Some(carried) => carried.json.clone().into_bytes(),
+            None => fs::read(&path).map_err(|source| LoadError::Read {
+                path: path.clone(),
+                remedy: "a served model needs its tokenizer.json; export it from the original tokenizer",
+                source,
+            })?,
+        };
         let mut tokenizer =
             Tokenizer::from_bytes(&bytes).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
         // Limits belong to the server: a tokenizer that cuts or fills texts would answer another prompt than was asked.
@@ -68,7 +76,13 @@ impl Text {
                 remedy: "use the tokenizer that the model was trained with".to_owned(),
             });
         }
-        let (template, special) = read_template(dir)?;
+        let (mut template, mut special) = read_template(dir)?;
+        if let Some(carried) = carried {
+            template = template.or(carried.template.map(|source| ("the GGUF file", source)));
+            for (name, text) in carried.special {
+                special.entry(name).or_insert(text);
+            }
+        }
         let template_hash = hex(&Sha256::digest(template.as_ref().map_or("", |(_, source)| source)));
         let template = match template {
             None => None,
@@ -103,6 +117,11 @@ impl Text {
     /// Text of token ids, without special tokens. Incomplete UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
         self.tokenizer.decode(ids, true).map_err(TextError::Tokenizer)
+    }
+
+    /// Text of token ids with special tokens written out. Incomplete UTF-8 becomes U+FFFD.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.tokenizer.decode(ids, false).map_err(TextError::Tokenizer)
     }
 
     /// A decoder for one generation that never cuts a character in two.
@@ -147,6 +166,7 @@ impl Text {
 }
 
 /// Decodes one generation token by token; see [`Text::stream`].
+#[derive(Clone)]
 pub struct TextStream {
     tokenizer: Arc<Tokenizer>,
     ids: Vec<u32>,

@@ -5,7 +5,7 @@
 
 use super::metrics::Metrics;
 use crate::engine::{Finish, random, time_per_token};
-use bitnet_api::worker::{Buckets, Counters, ErrorCounts};
+use bitnet_api::worker::{Buckets, Counters, ErrorCounts, Users};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub(crate) enum ErrorClass {
     BrokenStream,
     /// The logits were not finite.
     NonFinite,
+    /// Another tier answered because this one failed.
+    Fallback,
 }
 
 /// Counters of one process.
@@ -82,6 +84,8 @@ impl Account {
             first: None,
             last: arrival,
             tokens: Vec::new(),
+            others: 0,
+            deferred: false,
             open: true,
         }
     }
@@ -103,6 +107,7 @@ impl Account {
             empty_answers: counts.empty_answers,
             degenerate_answers: counts.degenerate_answers,
             busy_seconds,
+            users: Users::default(),
         }
     }
 
@@ -120,6 +125,10 @@ pub(crate) struct Ticket {
     first: Option<Instant>,
     last: Instant,
     tokens: Vec<u32>,
+    /// Tokens of further choices.
+    others: u64,
+    /// The time to the first token is not on record before the answer is known to be ours.
+    deferred: bool,
     open: bool,
 }
 
@@ -134,11 +143,29 @@ impl Ticket {
         self.account.metrics.queued(waited.as_secs_f64());
     }
 
-    /// Takes a token chosen at `at`. The time to the first one is on record from here on, also if the client leaves
-    /// later: leaving it out would hide the answers that clients had no patience for.
+    /// Keeps the time to the first token off the record until [`Ticket::begin`] or the end, because another tier may
+    /// give the answer; then it is in no histogram of ours.
+    pub(crate) fn defer(&mut self) {
+        self.deferred = true;
+    }
+
+    /// The answer is ours: its first byte goes out.
+    pub(crate) fn begin(&mut self) {
+        if std::mem::take(&mut self.deferred)
+            && let Some(first) = self.first
+        {
+            self.record(first);
+        }
+    }
+
+    /// Takes a token of the first choice, chosen at `at`. The time to the first one is on record from here on, also if
+    /// the client leaves later: leaving it out would hide the answers that clients had no patience for.
     pub(crate) fn token(&mut self, id: u32, at: Instant) {
         if self.first.is_none() {
-            self.begin(at);
+            self.first = Some(at);
+            if !self.deferred {
+                self.record(at);
+            }
         } else {
             self.account.metrics.between_tokens(seconds(self.last, at));
         }
@@ -146,11 +173,18 @@ impl Ticket {
         self.tokens.push(id);
     }
 
+    /// Counts a token of another choice.
+    pub(crate) fn another(&mut self) {
+        self.others += 1;
+    }
+
     /// The answer is complete: the engine ended it at `at`.
     pub(crate) fn finish(mut self, finish: Finish, at: Instant) {
+        self.begin();
         if self.first.is_none() {
             // The model ended the answer at once: choosing that end was its first token.
-            self.begin(at);
+            self.first = Some(at);
+            self.record(at);
         }
         let tpot = self.first.and_then(|first| time_per_token(first, self.last, self.tokens.len()));
         let mut counts = self.account.lock();
@@ -158,22 +192,30 @@ impl Ticket {
             counts.tpot.observe(tpot);
         }
         counts.finished += 1;
-        counts.generated_tokens += self.tokens.len() as u64;
+        let generated = self.tokens.len() as u64 + self.others;
+        counts.generated_tokens += generated;
         counts.empty_answers += u64::from(self.tokens.is_empty());
         counts.degenerate_answers += u64::from(ends_in_loop(&self.tokens));
         drop(counts);
-        self.account.metrics.finished(finish, self.prompt_tokens, self.tokens.len() as u64, seconds(self.arrival, at));
+        self.account.metrics.finished(finish, self.prompt_tokens, generated, seconds(self.arrival, at));
         self.close();
     }
 
     /// The answer failed.
     pub(crate) fn fail(mut self, class: ErrorClass) {
+        if class != ErrorClass::Fallback {
+            self.begin();
+        }
         self.count_error(class);
         self.close();
     }
 
-    fn begin(&mut self, at: Instant) {
-        self.first = Some(at);
+    /// Another tier answers although this one did not fail: the request leaves this account.
+    pub(crate) fn hand_on(mut self) {
+        self.close();
+    }
+
+    fn record(&self, at: Instant) {
         let ttft = seconds(self.arrival, at);
         let mut counts = self.account.lock();
         counts.ttft.observe(ttft);
@@ -184,13 +226,14 @@ impl Ticket {
 
     fn count_error(&self, class: ErrorClass) {
         let mut counts = self.account.lock();
-        counts.generated_tokens += self.tokens.len() as u64;
+        counts.generated_tokens += self.tokens.len() as u64 + self.others;
         let errors = &mut counts.errors;
         match class {
             ErrorClass::Server => errors.server += 1,
             ErrorClass::Overloaded => errors.overloaded += 1,
             ErrorClass::BrokenStream => errors.broken_stream += 1,
             ErrorClass::NonFinite => errors.non_finite += 1,
+            ErrorClass::Fallback => errors.fallback += 1,
             ErrorClass::Timeout => {
                 errors.timeout += 1;
                 // The slowest of all: it must not be missing where slowness is measured. Before the first token that
@@ -218,6 +261,7 @@ impl Drop for Ticket {
             // Our own fault, not the client's.
             self.count_error(ErrorClass::Server);
         } else {
+            self.begin();
             self.account.metrics.withdrawn();
         }
         self.close();
@@ -242,10 +286,11 @@ fn ends_in_loop(tokens: &[u32]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::Names;
     use super::*;
 
     fn account() -> Arc<Account> {
-        Arc::new(Account::new(Metrics::new("test")))
+        Arc::new(Account::new(Metrics::new("test", Names::Ours)))
     }
 
     fn balanced(account: &Account) -> Counters {
@@ -299,6 +344,41 @@ mod tests {
         let overflow =
             |buckets: &Buckets| buckets.0.iter().filter(|b| b.0 == bitnet_api::worker::OVERFLOW_BUCKET).count();
         assert_eq!((overflow(&counters.ttft), overflow(&counters.tpot)), (1, 1));
+    }
+
+    #[test]
+    fn what_another_tier_answers_is_in_no_histogram_and_what_we_answer_is() {
+        let account = account();
+        let ask = || {
+            let mut ticket = account.start(Instant::now());
+            ticket.defer();
+            ticket.token(1, Instant::now());
+            ticket
+        };
+        ask().fail(ErrorClass::Fallback);
+        ask().hand_on();
+        let counters = balanced(&account);
+        assert_eq!((counters.ttft.total(), counters.errors.fallback, counters.started), (0, 1, 1));
+        ask().finish(Finish::Stop, Instant::now());
+        drop(ask());
+        ask().fail(ErrorClass::NonFinite);
+        let mut begun = ask();
+        begun.begin();
+        assert_eq!(balanced(&account).ttft.total(), 4);
+        begun.finish(Finish::Stop, Instant::now());
+        assert_eq!(balanced(&account).ttft.total(), 4, "once each");
+    }
+
+    #[test]
+    fn tokens_of_all_choices_are_counted_and_times_are_those_of_the_first() {
+        let account = account();
+        let mut ticket = account.start(Instant::now());
+        ticket.token(1, Instant::now());
+        ticket.another();
+        ticket.another();
+        ticket.finish(Finish::Length, Instant::now());
+        let counters = balanced(&account);
+        assert_eq!((counters.generated_tokens, counters.ttft.total(), counters.tpot.total()), (3, 1, 0));
     }
 
     #[test]

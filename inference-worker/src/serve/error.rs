@@ -57,6 +57,11 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "unavailable", message)
     }
 
+    /// 503 for a tier that was asked for and cannot be reached.
+    pub(crate) fn no_tier(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "tier_unavailable", message)
+    }
+
     /// 504 for a passed deadline.
     pub(crate) fn deadline(message: impl Into<String>) -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", "deadline_exceeded", message)

@@ -3,226 +3,309 @@
 
 use super::account::{ErrorClass, Ticket};
 use super::error::ApiError;
-use crate::engine::{Event, Finish};
+use super::stops::Stops;
+use crate::engine::{Event, Finish, Likelihood};
 use crate::model::TextStream;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// One answer as it comes.
+/// Tokens of each choice by which an answer is trusted or left to the next tier.
+pub(crate) const OPENING: usize = 8;
+
+/// The choices of one request as they come.
 pub(crate) struct Answer {
-    events: UnboundedReceiver<Event>,
-    deadline: tokio::time::Instant,
-    limit: Duration,
-    decoder: TextStream,
-    stops: Stops,
+    choices: Vec<Choice>,
+    /// Which choice is looked at first, so that none starves.
+    turn: usize,
+    time: Time,
+    ready: VecDeque<Piece>,
     /// Taken when the request's account is closed.
     ticket: Option<Ticket>,
-    end: Option<End>,
-    tokens: usize,
     /// The client has seen the first byte.
     begun: bool,
+    /// How and when all choices ended.
+    over: Option<(Finish, Instant)>,
+    spoke: Option<Instant>,
+    reused: usize,
+}
+
+/// How long an answer may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Time {
+    /// When the request was complete.
+    pub(crate) arrival: Instant,
+    /// From there to the end of the answer.
+    pub(crate) limit: Duration,
+    /// From there to the first token, if less.
+    pub(crate) first: Option<Duration>,
+    /// The limit is the client's own: missing it is like going away, not an error of this server.
+    pub(crate) by_client: bool,
 }
 
 /// The next thing to tell the client.
 pub(crate) enum Piece {
-    /// More text, not empty.
-    Text(String),
+    /// More text of a choice. It may be empty where there are tokens to report.
+    Text { choice: usize, text: String, said: Vec<Said> },
+    /// The last piece of a choice.
+    End { choice: usize, finish: Finish, said: Vec<Said> },
     /// The last piece of a good answer.
-    End(End),
+    Done(Usage),
     /// The last piece of a bad one.
-    Failed(ApiError),
+    Failed(Failed),
 }
 
-/// How a good answer ended.
-#[derive(Clone, Copy)]
-pub(crate) struct End {
-    pub(crate) finish: Finish,
-    /// Tokens generated, without the one that ended the answer.
-    pub(crate) tokens: usize,
+/// A token with its likelihood, where that was asked for. No `Debug`: ids are text.
+pub(crate) struct Said {
+    pub(crate) id: u32,
+    pub(crate) likelihood: Box<Likelihood>,
+}
+
+/// Tokens of all choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Generated, without those that ended the choices.
+    pub(crate) generated: usize,
+    /// Of the prompt, read for an earlier request.
+    pub(crate) reused: usize,
+}
+
+/// An answer that failed.
+pub(crate) struct Failed {
+    pub(crate) error: ApiError,
+    /// How it counts; `None`: as a client that went away.
+    pub(crate) class: Option<ErrorClass>,
+}
+
+struct Choice {
+    events: UnboundedReceiver<Event>,
+    decoder: TextStream,
+    stops: Stops,
+    tokens: usize,
+    said: Vec<Said>,
+    /// See [`Answer::opening`].
+    opening: Vec<f32>,
+    finish: Option<Finish>,
 }
 
 impl Answer {
-    /// Follows `events`; the answer must be complete `limit` after the request's arrival.
+    /// Follows one choice per receiver.
     pub(crate) fn new(
-        events: UnboundedReceiver<Event>,
-        arrival: Instant,
-        limit: Duration,
-        decoder: TextStream,
-        stops: Vec<String>,
+        events: Vec<UnboundedReceiver<Event>>,
+        time: Time,
+        decoder: &TextStream,
+        stops: &[String],
         ticket: Ticket,
     ) -> Self {
-        Self {
+        let choice = |events| Choice {
             events,
-            deadline: (arrival + limit).into(),
-            limit,
-            decoder,
-            stops: Stops::new(stops),
-            ticket: Some(ticket),
-            end: None,
+            decoder: decoder.clone(),
+            stops: Stops::new(stops.to_vec()),
             tokens: 0,
+            said: Vec::new(),
+            opening: Vec::new(),
+            finish: None,
+        };
+        Self {
+            choices: events.into_iter().map(choice).collect(),
+            turn: 0,
+            time,
+            ready: VecDeque::new(),
+            ticket: Some(ticket),
             begun: false,
+            over: None,
+            spoke: None,
+            reused: 0,
         }
     }
 
-    /// Notes that the status line is on its way: from here on a failure is a broken stream.
+    /// Notes that the status line is on its way: the answer is ours, and from here on a failure is a broken stream.
     pub(crate) fn begin(&mut self) {
         self.begun = true;
-    }
-
-    /// The next piece. Not to be called after `End` or `Failed`.
-    pub(crate) async fn next(&mut self) -> Piece {
-        loop {
-            if let Some(end) = self.end.take() {
-                return Piece::End(end);
-            }
-            let Ok(event) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
-                let message = format!("the answer was not complete within {:?}", self.limit);
-                return self.fail(ApiError::deadline(message), ErrorClass::Timeout);
-            };
-            match event {
-                Some(Event::Token { id, at }) => {
-                    self.tokens += 1;
-                    if let Some(ticket) = &mut self.ticket {
-                        ticket.token(id, at);
-                    }
-                    let Ok(text) = self.decoder.push(id) else { return self.undecodable() };
-                    if let Some(text) = text.and_then(|text| self.emit(&text, at)) {
-                        return Piece::Text(text);
-                    }
-                }
-                Some(Event::Ended(ended)) => {
-                    let Ok(rest) = self.decoder.finish() else { return self.undecodable() };
-                    let mut text = self.stops.push(&rest.unwrap_or_default());
-                    let finish = if self.stops.hit { Finish::Stop } else { ended.finish };
-                    text.push_str(&self.stops.rest());
-                    if let Some(ticket) = &self.ticket {
-                        ticket.queued(ended.queued);
-                    }
-                    self.close(finish, ended.at);
-                    if !text.is_empty() {
-                        return Piece::Text(text);
-                    }
-                }
-                Some(Event::Scores(_)) => {}
-                Some(Event::Failed(failure)) => {
-                    let (error, class) = ApiError::failed(&failure);
-                    return self.fail(error, class);
-                }
-                None => {
-                    let error =
-                        ApiError::internal("engine_stopped", "the engine stopped before the answer was complete");
-                    return self.fail(error, ErrorClass::Server);
-                }
-            }
+        if let Some(ticket) = &mut self.ticket {
+            ticket.begin();
         }
+        self.settle();
     }
 
-    /// What can be shown of new text; a stop string in it ends the answer.
-    fn emit(&mut self, text: &str, at: Instant) -> Option<String> {
-        let shown = self.stops.push(text);
-        if self.stops.hit {
-            // The engine learns from the closed channel, before its next pass.
-            self.events.close();
-            self.close(Finish::Stop, at);
-        }
-        Some(shown).filter(|text| !text.is_empty())
-    }
-
-    fn close(&mut self, finish: Finish, at: Instant) {
-        if let Some(ticket) = self.ticket.take() {
+    fn settle(&mut self) {
+        if let Some((finish, at)) = self.over
+            && let Some(ticket) = self.ticket.take()
+        {
             ticket.finish(finish, at);
         }
-        self.end = Some(End { finish, tokens: self.tokens });
     }
 
-    fn undecodable(&mut self) -> Piece {
-        self.fail(ApiError::internal("undecodable", "the answer's tokens could not be decoded"), ErrorClass::Server)
+    /// Logarithms of the most likely token's probability at the first tokens of all choices, once it is known which
+    /// those are. Tokens without likelihood have none.
+    pub(crate) fn opening(&self) -> Option<Vec<f32>> {
+        let known = |choice: &Choice| choice.finish.is_some() || choice.opening.len() == OPENING;
+        self.choices.iter().all(known).then(|| self.choices.iter().flat_map(|c| &c.opening).copied().collect())
     }
 
-    fn fail(&mut self, error: ApiError, class: ErrorClass) -> Piece {
-        self.events.close();
-        let class = if class == ErrorClass::Server && self.begun { ErrorClass::BrokenStream } else { class };
+    /// Closes the account of an answer that failed before its first byte, or that somebody else gave.
+    pub(crate) fn close(&mut self, class: Option<ErrorClass>) {
+        for choice in &mut self.choices {
+            choice.events.close();
+        }
+        let Some(ticket) = self.ticket.take() else { return };
+        match class {
+            Some(class) => ticket.fail(class),
+            None => drop(ticket),
+        }
+    }
+
+    /// Closes the account of a request that was handed on without fault.
+    pub(crate) fn hand_on(&mut self) {
+        for choice in &mut self.choices {
+            choice.events.close();
+        }
         if let Some(ticket) = self.ticket.take() {
-            ticket.fail(class);
+            ticket.hand_on();
         }
-        Piece::Failed(error)
-    }
-}
-
-/// Finds stop strings in text that comes in pieces, and holds back what may become one.
-struct Stops {
-    strings: Vec<String>,
-    held: String,
-    hit: bool,
-}
-
-impl Stops {
-    fn new(stops: Vec<String>) -> Self {
-        Self { strings: stops, held: String::new(), hit: false }
     }
 
-    /// Text that can be shown now: everything before a stop string, or all but an end that may begin one.
-    fn push(&mut self, text: &str) -> String {
-        if self.hit {
-            return String::new();
-        }
-        self.held.push_str(text);
-        let found = self.strings.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        let cut = if let Some(at) = found {
-            self.hit = true;
-            at
-        } else {
-            let open = |at: &usize| {
-                let end = &self.held[*at..];
-                self.strings.iter().any(|stop| stop.starts_with(end))
+    /// The next piece. Not to be called after `Done` or `Failed`. A failure after the first byte closes the account; one
+    /// before it leaves that to [`Answer::close`], because somebody else may still answer.
+    pub(crate) async fn next(&mut self) -> Piece {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return piece;
+            }
+            let Ok((at, event)) = tokio::time::timeout_at(self.deadline(), self.event()).await else {
+                return self.late();
             };
-            self.held.char_indices().map(|(at, _)| at).find(open).unwrap_or(self.held.len())
-        };
-        let rest = self.held.split_off(cut);
-        let shown = std::mem::replace(&mut self.held, rest);
-        if self.hit {
-            self.held.clear();
+            if let Err(failed) = self.take(at, event) {
+                return self.fail(failed);
+            }
         }
-        shown
     }
 
-    /// What was held back: no stop string will come any more.
-    fn rest(&mut self) -> String {
-        std::mem::take(&mut self.held)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
-        let mut finder = Stops::new(stops.iter().map(|&s| s.to_owned()).collect());
-        let shown = pieces.iter().map(|piece| finder.push(piece)).collect();
-        (shown, finder.rest(), finder.hit)
+    fn deadline(&self) -> tokio::time::Instant {
+        let Time { arrival, limit, first, .. } = self.time;
+        let limit = if self.spoke.is_none() { first.map_or(limit, |first| first.min(limit)) } else { limit };
+        (arrival + limit).into()
     }
 
-    #[test]
-    fn without_stops_text_passes_at_once() {
-        assert_eq!(run(&[], &["a", "bc"]), (vec!["a".into(), "bc".into()], String::new(), false));
+    fn late(&mut self) -> Piece {
+        let Time { limit, by_client, .. } = self.time;
+        let waited = self.time.arrival.elapsed();
+        let message = if waited < limit {
+            format!("the answer had no first token within {:?}", self.time.first.unwrap_or(limit))
+        } else {
+            format!("the answer was not complete within {limit:?}")
+        };
+        let own = !(by_client && waited >= limit);
+        self.fail(Failed { error: ApiError::deadline(message), class: own.then_some(ErrorClass::Timeout) })
     }
 
-    #[test]
-    fn a_stop_over_several_pieces_is_found_and_nothing_of_it_is_shown() {
-        let (shown, rest, hit) = run(&["END"], &["one E", "N", "D two"]);
-        assert_eq!((shown, rest.as_str(), hit), (vec!["one ".into(), String::new(), String::new()], "", true));
+    /// The next event of any choice that has not ended.
+    async fn event(&mut self) -> (usize, Option<Event>) {
+        poll_fn(|context| {
+            let count = self.choices.len();
+            for at in (self.turn..self.turn + count).map(|at| at % count) {
+                let choice = &mut self.choices[at];
+                if choice.finish.is_none()
+                    && let Poll::Ready(event) = choice.events.poll_recv(context)
+                {
+                    self.turn = at + 1;
+                    return Poll::Ready((at, event));
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 
-    #[test]
-    fn a_false_start_is_shown_when_it_is_known_to_be_one() {
-        let (shown, rest, hit) = run(&["END"], &["E", "NX", "é", "E"]);
-        assert_eq!(shown, ["", "ENX", "é", ""]);
-        assert_eq!((rest.as_str(), hit), ("E", false));
+    fn take(&mut self, at: usize, event: Option<Event>) -> Result<(), Failed> {
+        let undecodable = || Failed {
+            error: ApiError::internal("undecodable", "the answer's tokens could not be decoded"),
+            class: Some(ErrorClass::Server),
+        };
+        let choice = &mut self.choices[at];
+        match event {
+            Some(Event::Token { id, at: when, likelihood }) => {
+                choice.tokens += 1;
+                if choice.opening.len() < OPENING {
+                    choice.opening.extend(likelihood.as_ref().map(|likelihood| likelihood.best));
+                }
+                choice.said.extend(likelihood.map(|likelihood| Said { id, likelihood }));
+                self.spoke = Some(when);
+                if let Some(ticket) = &mut self.ticket {
+                    if at == 0 { ticket.token(id, when) } else { ticket.another() }
+                }
+                if let Some(text) = choice.decoder.push(id).map_err(|_| undecodable())? {
+                    let text = choice.stops.push(&text);
+                    self.say(at, text);
+                }
+                if self.choices[at].stops.hit() {
+                    // The engine learns from the closed channel, before its next pass.
+                    self.choices[at].events.close();
+                    self.end(at, Finish::Stop, when);
+                }
+            }
+            Some(Event::Ended(ended)) => {
+                let rest = choice.decoder.finish().map_err(|_| undecodable())?;
+                let mut text = choice.stops.push(&rest.unwrap_or_default());
+                let finish = if choice.stops.hit() { Finish::Stop } else { ended.finish };
+                text.push_str(&choice.stops.rest());
+                self.say(at, text);
+                self.reused = self.reused.max(ended.reused);
+                if at == 0
+                    && let Some(ticket) = &self.ticket
+                {
+                    ticket.queued(ended.queued);
+                }
+                self.end(at, finish, ended.at);
+            }
+            Some(Event::Scores(_)) => {}
+            Some(Event::Failed(failure)) => {
+                let (error, class) = ApiError::failed(&failure);
+                return Err(Failed { error, class: Some(class) });
+            }
+            None => {
+                let error = ApiError::internal("engine_stopped", "the engine stopped before the answer was complete");
+                return Err(Failed { error, class: Some(ErrorClass::Server) });
+            }
+        }
+        Ok(())
     }
 
-    #[test]
-    fn the_earliest_of_several_stops_counts() {
-        let (shown, _, hit) = run(&["b", "ab"], &["xxabyy"]);
-        assert_eq!((shown, hit), (vec!["xx".into()], true));
+    fn say(&mut self, at: usize, text: String) {
+        if !text.is_empty() {
+            let said = std::mem::take(&mut self.choices[at].said);
+            self.ready.push_back(Piece::Text { choice: at, text, said });
+        }
+    }
+
+    fn end(&mut self, at: usize, finish: Finish, when: Instant) {
+        let choice = &mut self.choices[at];
+        choice.finish = Some(finish);
+        let said = std::mem::take(&mut choice.said);
+        self.ready.push_back(Piece::End { choice: at, finish, said });
+        let last = self.spoke.map_or(when, |spoke| spoke.max(when));
+        self.spoke = Some(last);
+        if self.choices.iter().all(|choice| choice.finish.is_some()) {
+            self.over = Some((self.choices[0].finish.unwrap_or(finish), last));
+            if self.begun {
+                self.settle();
+            }
+            let generated = self.choices.iter().map(|choice| choice.tokens).sum();
+            self.ready.push_back(Piece::Done(Usage { generated, reused: self.reused }));
+        }
+    }
+
+    fn fail(&mut self, Failed { error, class }: Failed) -> Piece {
+        for choice in &mut self.choices {
+            choice.events.close();
+        }
+        if self.begun {
+            let class = class.map(|class| if class == ErrorClass::Server { ErrorClass::BrokenStream } else { class });
+            self.close(class);
+            return Piece::Failed(Failed { error, class });
+        }
+        Piece::Failed(Failed { error, class })
     }
 }

@@ -52,7 +52,7 @@ async fn identity(State(worker): State<Arc<Worker>>) -> Answer<Json<Identity>> {
 }
 
 async fn counters(State(worker): State<Arc<Worker>>) -> Json<Counters> {
-    Json(worker.account.counters(worker.busy_seconds()))
+    Json(Counters { users: worker.users.counts(), ..worker.account.counters(worker.busy_seconds()) })
 }
 
 async fn start_compare(State(worker): State<Arc<Worker>>, body: Body) -> Answer<StatusCode> {

@@ -1,7 +1,8 @@
-//! `/metrics`: the same facts as the counters, in standard bucket layouts, under our names and under those that vLLM
-//! dashboards, autoscalers and gateways already read.
+//! `/metrics`: the same facts as the counters, in standard bucket layouts, under our names and on request under those
+//! that vLLM dashboards, autoscalers and gateways already read.
 
 use super::account::ErrorClass;
+use super::energy::Energy;
 use crate::engine::{Engine, Finish};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -11,9 +12,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::borrow::Cow;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// vLLM's layouts, extended downwards: small models on a CPU answer in less than a millisecond.
 const FIRST_TOKEN: [f64; 22] = [
@@ -29,9 +29,29 @@ const WHOLE: [f64; 21] = [
     240.0,
 ];
 
+/// Under which names metrics are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Names {
+    /// `bitnet_…`.
+    #[default]
+    Ours,
+    /// Also those of vLLM, where they mean the same.
+    AndVllm,
+}
+
+/// What serves, for the constant series `bitnet_build_info`.
+pub(crate) struct Build<'a> {
+    pub(crate) revision: &'a str,
+    pub(crate) precision: &'a str,
+    pub(crate) kernel: &'a str,
+    pub(crate) device: &'a str,
+    pub(crate) threads: usize,
+}
+
 /// All series of one worker; cheap to update.
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
+    energy: Mutex<Energy>,
     ttft: Histogram,
     inter_token: Histogram,
     whole: Histogram,
@@ -45,6 +65,25 @@ pub(crate) struct Metrics {
     waiting: Gauge,
     cache_use: Gauge<f64, AtomicU64>,
     busy: Counter<f64, AtomicU64>,
+    passes: Counter,
+    weight_bytes: Counter,
+    per_pass: Gauge,
+    reused: Counter,
+    non_finite: Counter,
+    switches: Counter,
+    handed_on: Family<HandedOn, Counter>,
+    joules: Family<Package, Counter<f64, AtomicU64>>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Package {
+    package: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct HandedOn {
+    reason: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -65,14 +104,16 @@ enum Class {
     timeout,
     broken_stream,
     non_finite,
+    fallback,
 }
 
 impl Metrics {
     /// Series at zero, labelled `model_name`.
-    pub(crate) fn new(model_name: &str) -> Self {
+    pub(crate) fn new(model_name: &str, names: Names) -> Self {
         let labels = [(Cow::Borrowed("model_name"), Cow::Owned(model_name.to_owned()))];
         let metrics = Self {
             registry: Mutex::default(),
+            energy: Mutex::new(Energy::of_this_host()),
             ttft: Histogram::new(FIRST_TOKEN),
             inter_token: Histogram::new(PER_TOKEN),
             whole: Histogram::new(WHOLE),
@@ -86,60 +127,98 @@ impl Metrics {
             waiting: Gauge::default(),
             cache_use: Gauge::default(),
             busy: Counter::default(),
+            passes: Counter::default(),
+            weight_bytes: Counter::default(),
+            per_pass: Gauge::default(),
+            reused: Counter::default(),
+            non_finite: Counter::default(),
+            switches: Counter::default(),
+            handed_on: Family::default(),
+            joules: Family::default(),
         };
         let mut registry = Registry::with_labels(labels.into_iter());
         metrics.register(&mut registry);
+        if names == Names::AndVllm {
+            metrics.register_vllm(&mut registry);
+        }
         Self { registry: Mutex::new(registry), ..metrics }
     }
 
     fn register(&self, to: &mut Registry) {
-        for (ours, theirs, help, histogram) in [
-            ("time_to_first_token_seconds", "time_to_first_token_seconds", "Arrival to first token", &self.ttft),
-            (
-                "inter_token_latency_seconds",
-                "inter_token_latency_seconds",
-                "Time between two tokens",
-                &self.inter_token,
-            ),
-            ("request_latency_seconds", "e2e_request_latency_seconds", "Arrival to the end of the answer", &self.whole),
-            ("request_queue_time_seconds", "request_queue_time_seconds", "Arrival to first forward pass", &self.queued),
+        for (name, help, histogram) in [
+            ("time_to_first_token_seconds", "Arrival to first token", &self.ttft),
+            ("inter_token_latency_seconds", "Time between two tokens", &self.inter_token),
+            ("request_latency_seconds", "Arrival to the end of the answer", &self.whole),
+            ("request_queue_time_seconds", "Arrival to first forward pass", &self.queued),
         ] {
-            to.register(format!("bitnet_{ours}"), help, histogram.clone());
-            to.register(format!("vllm:{theirs}"), help, histogram.clone());
+            to.register(format!("bitnet_{name}"), help, histogram.clone());
         }
-        for (ours, theirs, help, gauge) in [
-            ("requests_running", "num_requests_running", "Jobs in the batch", &self.running),
-            ("requests_waiting", "num_requests_waiting", "Jobs in the queue", &self.waiting),
+        for (name, help, gauge) in [
+            ("requests_running", "Jobs in the batch", &self.running),
+            ("requests_waiting", "Jobs in the queue", &self.waiting),
+            ("weight_bytes_per_pass", "Bytes of weights that a forward pass reads", &self.per_pass),
         ] {
-            to.register(format!("bitnet_{ours}"), help, gauge.clone());
-            to.register(format!("vllm:{theirs}"), help, gauge.clone());
+            to.register(format!("bitnet_{name}"), help, gauge.clone());
         }
         for (name, help, counter) in [
-            ("prompt_tokens", "Prompt tokens read for live requests", &self.prompt_tokens),
+            ("prompt_tokens", "Prompt tokens of answered live requests", &self.prompt_tokens),
             ("generation_tokens", "Tokens generated for live requests", &self.generated_tokens),
+            ("prefix_cache_hit_tokens", "Prompt tokens that were read for an earlier request", &self.reused),
+            ("forward_passes", "Forward passes", &self.passes),
+            ("weight_read_bytes", "Bytes of weights read; over the busy seconds, the bandwidth", &self.weight_bytes),
+            ("non_finite_logits", "Logits that were not finite numbers", &self.non_finite),
+            ("requests_disconnected", "Requests whose client went away", &self.disconnected),
+            ("involuntary_context_switches", "Times that a thread was pushed from its CPU", &self.switches),
         ] {
             to.register(format!("bitnet_{name}"), help, counter.clone());
-            to.register(format!("vllm:{name}"), help, counter.clone());
         }
         let help = "Share of the cache that full batches of the longest sequences would need";
         to.register("bitnet_kv_cache_usage_ratio", help, self.cache_use.clone());
-        to.register("vllm:kv_cache_usage_perc", help, self.cache_use.clone());
         let help = "Answers that ended well, by how they ended";
         to.register("bitnet_requests_finished", help, self.success.clone());
-        to.register("vllm:request_success", help, self.success.clone());
+        let help = "Requests offered to the next tier, by reason and by what came of it";
+        to.register("bitnet_requests_handed_on", help, self.handed_on.clone());
         to.register("bitnet_requests_failed", "Requests that ended in an error, by class", self.failed.clone());
-        to.register("bitnet_requests_disconnected", "Requests whose client went away", self.disconnected.clone());
         to.register("bitnet_engine_busy_seconds", "Seconds in which the engine worked", self.busy.clone());
+        if !self.energy().is_empty() {
+            // Absent, not zero, where the host does not count or does not show it.
+            let help = "Energy of the CPU package since the start, whoever used it";
+            to.register("bitnet_energy_joules", help, self.joules.clone());
+        }
+    }
+
+    /// The names that dashboards, autoscalers and the Gateway API's inference extension know from vLLM.
+    fn register_vllm(&self, to: &mut Registry) {
+        for (name, help, histogram) in [
+            ("time_to_first_token_seconds", "Arrival to first token", &self.ttft),
+            ("inter_token_latency_seconds", "Time between two tokens", &self.inter_token),
+            ("e2e_request_latency_seconds", "Arrival to the end of the answer", &self.whole),
+            ("request_queue_time_seconds", "Arrival to first forward pass", &self.queued),
+        ] {
+            to.register(format!("vllm:{name}"), help, histogram.clone());
+        }
+        to.register("vllm:num_requests_running", "Jobs in the batch", self.running.clone());
+        to.register("vllm:num_requests_waiting", "Jobs in the queue", self.waiting.clone());
+        to.register("vllm:kv_cache_usage_perc", "Share of the cache in use, 0 to 1", self.cache_use.clone());
+        for (name, help, counter) in [
+            ("prompt_tokens", "Prompt tokens of answered requests", &self.prompt_tokens),
+            ("generation_tokens", "Tokens generated", &self.generated_tokens),
+            ("prefix_cache_hits", "Prompt tokens that were read for an earlier request", &self.reused),
+        ] {
+            to.register(format!("vllm:{name}"), help, counter.clone());
+        }
+        to.register("vllm:request_success", "Answers that ended well, by how they ended", self.success.clone());
     }
 
     /// Adds the constant series that says what serves.
-    pub(crate) fn set_build(&self, revision: &str, precision: &str, kernel: &str, device: &str) {
+    pub(crate) fn set_build(&self, build: &Build<'_>) {
         let labels = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("revision", revision.to_owned()),
-            ("precision", precision.to_owned()),
-            ("kernel", kernel.to_owned()),
-            ("device", device.to_owned()),
+            ("revision", build.revision.to_owned()),
+            ("precision", build.precision.to_owned()),
+            ("kernel", build.kernel.to_owned()),
+            ("device", build.device.to_owned()),
+            ("threads", build.threads.to_string()),
         ];
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register("bitnet_build", "What serves", Info::new(Vec::from(labels)));
@@ -147,17 +226,32 @@ impl Metrics {
 
     /// Everything in OpenMetrics text; gauges are those of `engine` now, `room` the tokens that its caches may hold.
     pub(crate) fn render(&self, engine: Option<&Engine>, room: usize) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        // Taken first: what is counted elsewhere is added here as a difference, by one scrape at a time.
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(engine) = engine {
             self.running.set(engine.running() as i64);
             self.waiting.set(engine.waiting() as i64);
             self.cache_use.set(engine.cached_tokens() as f64 / room.max(1) as f64);
             let busy = engine.busy_seconds();
             self.busy.inc_by((busy - self.busy.get()).max(0.0));
+            self.per_pass.set(engine.bytes_per_pass() as i64);
+            raise(&self.passes, engine.passes());
+            raise(&self.weight_bytes, engine.passes() * engine.bytes_per_pass() as u64);
+            raise(&self.reused, engine.reused_tokens());
+            raise(&self.non_finite, engine.non_finite());
         }
-        let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        raise(&self.switches, involuntary_switches());
+        for (package, joules) in self.energy().read() {
+            let counter = self.joules.get_or_create(&Package { package });
+            counter.inc_by((joules - counter.get()).max(0.0));
+        }
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
+    }
+
+    fn energy(&self) -> MutexGuard<'_, Energy> {
+        self.energy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn first_token(&self, seconds: f64) {
@@ -186,11 +280,31 @@ impl Metrics {
             ErrorClass::Timeout => Class::timeout,
             ErrorClass::BrokenStream => Class::broken_stream,
             ErrorClass::NonFinite => Class::non_finite,
+            ErrorClass::Fallback => Class::fallback,
         };
         self.failed.get_or_create(&Failed { class }).inc();
+    }
+
+    pub(super) fn handed_on(&self, reason: &'static str, outcome: &'static str) {
+        self.handed_on.get_or_create(&HandedOn { reason, outcome }).inc();
     }
 
     pub(super) fn withdrawn(&self) {
         self.disconnected.inc();
     }
+}
+
+/// Brings a counter up to a total that is counted elsewhere.
+fn raise(counter: &Counter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// Of all threads of this process: many say that its CPUs are somebody else's as well.
+fn involuntary_switches() -> u64 {
+    // SAFETY: all zeros is a valid `rusage`, and the call writes nothing but that.
+    let (outcome, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), usage)
+    };
+    if outcome == 0 { usage.ru_nivcsw as u64 } else { 0 }
 }

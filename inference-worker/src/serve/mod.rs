@@ -4,21 +4,36 @@
 //! text, `account` counts how it ended. Text of prompts and answers is in no log and in no metric.
 
 mod account;
+mod confidence;
 mod continuations;
+mod energy;
 mod error;
 mod follow;
 mod internal;
+mod listen;
 mod metrics;
 mod openai;
 mod public;
+mod reply;
+mod split;
+mod stops;
 mod stream;
+mod tiers;
+mod tokens;
+mod upstream;
+mod users;
 mod worker;
 
+pub use confidence::{CONFIDENCE_FILE, Confidence, ConfidenceError};
 pub use internal::router as internal_router;
-pub use public::router as public_router;
+pub use metrics::Names as MetricNames;
+pub use public::{TIME_HEADER, router as public_router};
+pub use tiers::{FALLBACK_HEADER, HOPS_HEADER, TIER_HEADER};
+pub use upstream::{Balance, UpstreamSettings};
 pub use worker::{Facts, Settings, StartError, Worker};
 
-use axum::serve::ListenerExt;
+use axum::middleware::from_fn;
+use listen::{Head, Port};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -86,8 +101,10 @@ impl Server {
     pub async fn run(self, stop: impl Future<Output = Stop>) -> Result<(), ServeError> {
         let Self { worker, public, internal } = self;
         let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
-        let mut public = spawn(public, public_router(Arc::clone(&worker)), closing.clone());
-        let mut internal = spawn(internal, internal_router(Arc::clone(&worker)), ended.clone());
+        let head_time = worker.settings.head_time;
+        let port = |listener| Port { listener, head_time };
+        let mut public = spawn(port(public), public_router(Arc::clone(&worker)), closing.clone());
+        let mut internal = spawn(port(internal), internal_router(Arc::clone(&worker)), ended.clone());
         let _stop_with_us = (closing.clone().drop_guard(), ended.clone().drop_guard());
         tokio::pin!(stop);
         let how = tokio::select! {
@@ -116,14 +133,9 @@ impl Server {
     }
 }
 
-fn spawn(listener: TcpListener, router: axum::Router, close: CancellationToken) -> JoinHandle<io::Result<()>> {
-    let listener = listener.tap_io(|connection| {
-        // Tokens are small writes: held back to be joined, each would wait for the one before to be acknowledged.
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps its delay");
-        }
-    });
-    let serving = axum::serve(listener, router).with_graceful_shutdown(close.cancelled_owned());
+fn spawn(port: Port, router: axum::Router, close: CancellationToken) -> JoinHandle<io::Result<()>> {
+    let service = router.layer(from_fn(listen::watch)).into_make_service_with_connect_info::<Head>();
+    let serving = axum::serve(port, service).with_graceful_shutdown(close.cancelled_owned());
     tokio::spawn(async move { serving.await })
 }
 

@@ -15,6 +15,12 @@ const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 256;
 /// OpenAI's default for completions.
 const DEFAULT_MAX_TOKENS: u32 = 16;
+/// Choices of one request.
+const MAX_CHOICES: u32 = 16;
+/// Most likely tokens that are reported with each token.
+const MAX_LIKELIEST: u32 = 20;
+/// Ids in `stop_token_ids`.
+const MAX_STOP_IDS: usize = 64;
 
 const ONE_PROMPT: &str = "one prompt per request; send several requests, they are batched here";
 
@@ -27,7 +33,7 @@ pub(crate) struct CompletionRequest {
     echo: Option<bool>,
     suffix: Option<String>,
     best_of: Option<u32>,
-    logprobs: Option<Value>,
+    logprobs: Option<u32>,
 }
 
 /// Body of `POST /v1/chat/completions`.
@@ -55,6 +61,14 @@ struct Common {
     n: Option<u32>,
     #[serde(default)]
     stream: Option<bool>,
+    min_p: Option<f32>,
+    ignore_eos: Option<bool>,
+    stop_token_ids: Option<Vec<u32>>,
+    repetition_penalty: Option<f32>,
+    min_tokens: Option<u32>,
+    use_beam_search: Option<bool>,
+    structured_outputs: Option<Value>,
+    guided_json: Option<Value>,
     stream_options: Option<StreamOptions>,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
@@ -65,6 +79,23 @@ struct Common {
 struct StreamOptions {
     #[serde(default)]
     include_usage: bool,
+}
+
+/// Body of `POST /tokenize`, as vLLM (`prompt` or `messages`) or llama-server (`content`) takes it.
+#[derive(Deserialize)]
+pub(crate) struct TokenizeRequest {
+    prompt: Option<String>,
+    content: Option<String>,
+    messages: Option<Vec<Message>>,
+    add_special_tokens: Option<bool>,
+    add_special: Option<bool>,
+    add_generation_prompt: Option<bool>,
+}
+
+/// Body of `POST /detokenize`.
+#[derive(Deserialize)]
+pub(crate) struct DetokenizeRequest {
+    tokens: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -110,6 +141,16 @@ pub(crate) enum Kind {
     Chat,
 }
 
+impl Kind {
+    /// The endpoint's path.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Kind::Completion => "/v1/completions",
+            Kind::Chat => "/v1/chat/completions",
+        }
+    }
+}
+
 /// A request that can be run: every rule has been checked.
 pub(crate) struct Ask {
     pub(crate) kind: Kind,
@@ -117,6 +158,12 @@ pub(crate) struct Ask {
     pub(crate) max_tokens: usize,
     pub(crate) sampling: Sampling,
     pub(crate) stops: Vec<String>,
+    /// Ids that end the answer beside the model's own, which count unless `ignore_eos`.
+    pub(crate) stop_ids: Vec<u32>,
+    pub(crate) ignore_eos: bool,
+    pub(crate) choices: usize,
+    /// Report each token's likelihood and so many of the most likely ones.
+    pub(crate) likelihood: Option<usize>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
 }
@@ -130,14 +177,13 @@ pub(crate) struct Limits {
 
 /// Reads and checks a body. The cost of it is that of the tokenizer.
 pub(crate) fn parse(kind: Kind, body: &[u8], text: &Text, limits: Limits) -> Result<Ask, ApiError> {
-    let malformed = |error: serde_json::Error| ApiError::malformed(format!("the body is not a valid request: {error}"));
     match kind {
         Kind::Completion => {
-            let request: CompletionRequest = serde_json::from_slice(body).map_err(malformed)?;
+            let request: CompletionRequest = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
             completion(request, text, limits)
         }
         Kind::Chat => {
-            let request: ChatRequest = serde_json::from_slice(body).map_err(malformed)?;
+            let request: ChatRequest = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
             chat(request, text, limits)
         }
     }
@@ -147,8 +193,8 @@ fn completion(request: CompletionRequest, text: &Text, limits: Limits) -> Result
     let CompletionRequest { prompt, common, echo, suffix, best_of, logprobs } = request;
     refuse("echo", echo == Some(true), "the prompt is not echoed; prepend it yourself")?;
     refuse("suffix", suffix.is_some_and(|s| !s.is_empty()), "there is no insertion; leave it out")?;
-    refuse("best_of", best_of.is_some_and(|n| n > 1), "one answer is generated; set it to 1")?;
-    refuse("logprobs", logprobs.is_some_and(|v| !v.is_null()), "log probabilities are not given; leave it out")?;
+    let more = best_of.is_some_and(|best| best > common.n.unwrap_or(1));
+    refuse("best_of", more, "all choices that are generated are returned; set it to `n`")?;
     let prompt = match prompt {
         Prompt::Text(one) => encode(text.encode(&one))?,
         Prompt::Tokens(ids) => ids,
@@ -162,7 +208,7 @@ fn completion(request: CompletionRequest, text: &Text, limits: Limits) -> Result
         },
     };
     let wanted = Some(common.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
-    check(Kind::Completion, prompt, wanted, common, limits)
+    check(Kind::Completion, prompt, wanted, logprobs, common, limits)
 }
 
 fn chat(request: ChatRequest, text: &Text, limits: Limits) -> Result<Ask, ApiError> {
@@ -176,20 +222,58 @@ fn chat(request: ChatRequest, text: &Text, limits: Limits) -> Result<Ask, ApiErr
         functions,
         response_format,
     } = request;
-    refuse("logprobs", logprobs == Some(true), "log probabilities are not given; leave it out")?;
-    refuse("top_logprobs", top_logprobs.is_some_and(|n| n > 0), "log probabilities are not given; leave it out")?;
+    let wants = logprobs == Some(true);
+    if !wants && top_logprobs.is_some_and(|n| n > 0) {
+        return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
+    }
+    let logprobs = wants.then_some(top_logprobs.unwrap_or(0));
     refuse("tools", tools.is_some_and(|t| !t.is_empty()), "tools are not called; leave it out")?;
     refuse("functions", functions.is_some_and(|t| !t.is_empty()), "functions are not called; leave it out")?;
     let free = response_format.is_none_or(|f| f.is_null() || f["type"] == "text");
     refuse("response_format", !free, "answers are free text; set its type to `text`")?;
+    let prompt = templated(messages, true, text)?;
+    let wanted = max_completion_tokens.or(common.max_tokens);
+    check(Kind::Chat, prompt, wanted, logprobs, common, limits)
+}
+
+fn templated(messages: Vec<Message>, add_generation_prompt: bool, text: &Text) -> Result<Vec<u32>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty; send at least one message"));
     }
     let messages = messages.into_iter().map(plain).collect::<Result<Vec<_>, _>>()?;
-    let rendered = text.chat(&messages, true).map_err(|error| ApiError::invalid("messages", chain(&error)))?;
-    let prompt = encode(text.encode_chat(&rendered))?;
-    let wanted = max_completion_tokens.or(common.max_tokens);
-    check(Kind::Chat, prompt, wanted, common, limits)
+    let rendered =
+        text.chat(&messages, add_generation_prompt).map_err(|error| ApiError::invalid("messages", chain(&error)))?;
+    encode(text.encode_chat(&rendered))
+}
+
+/// Token ids of a text or of a chat, as the endpoints of completions would read it.
+pub(crate) fn tokenize(body: &[u8], text: &Text) -> Result<Vec<u32>, ApiError> {
+    let TokenizeRequest { prompt, content, messages, add_special_tokens, add_special, add_generation_prompt } =
+        serde_json::from_slice(body).map_err(|error| malformed(&error))?;
+    match (prompt, content, messages) {
+        (Some(prompt), None, None) if add_special_tokens.unwrap_or(true) => encode(text.encode(&prompt)),
+        (Some(prompt), None, None) => encode(text.encode_chat(&prompt)),
+        (None, Some(content), None) if add_special.unwrap_or(false) => encode(text.encode(&content)),
+        (None, Some(content), None) => encode(text.encode_chat(&content)),
+        (None, None, Some(messages)) => templated(messages, add_generation_prompt.unwrap_or(true), text),
+        _ => Err(ApiError::invalid("prompt", "send exactly one of `prompt`, `content` and `messages`")),
+    }
+}
+
+/// Text of token ids.
+pub(crate) fn detokenize(body: &[u8], text: &Text, limits: Limits) -> Result<String, ApiError> {
+    let DetokenizeRequest { tokens } = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
+    inside("tokens", &tokens, limits.vocabulary)?;
+    text.decode_all(&tokens).map_err(|error| ApiError::invalid("tokens", chain(&error)))
+}
+
+fn malformed(error: &serde_json::Error) -> ApiError {
+    ApiError::malformed(format!("the body is not a valid request: {error}"))
+}
+
+fn inside(name: &'static str, ids: &[u32], vocabulary: usize) -> Result<(), ApiError> {
+    let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) else { return Ok(()) };
+    Err(ApiError::invalid(name, format!("token id {id} is outside the vocabulary of {vocabulary} ids")))
 }
 
 fn plain(message: Message) -> Result<ChatMessage, ApiError> {
@@ -230,8 +314,34 @@ fn refuse(param: &'static str, refused: bool, why: &str) -> Result<(), ApiError>
     if refused { Err(ApiError::unsupported(param, format!("`{param}` is not supported: {why}"))) } else { Ok(()) }
 }
 
-fn check(kind: Kind, prompt: Vec<u32>, wanted: Option<u32>, common: Common, limits: Limits) -> Result<Ask, ApiError> {
-    refuse("n", common.n.is_some_and(|n| n != 1), "one answer is generated; set it to 1")?;
+fn check(
+    kind: Kind,
+    prompt: Vec<u32>,
+    wanted: Option<u32>,
+    logprobs: Option<u32>,
+    common: Common,
+    limits: Limits,
+) -> Result<Ask, ApiError> {
+    let choices = common.n.unwrap_or(1);
+    if !(1..=MAX_CHOICES).contains(&choices) {
+        return Err(ApiError::invalid("n", format!("`n` must be from 1 to {MAX_CHOICES}")));
+    }
+    if logprobs.is_some_and(|count| count > MAX_LIKELIEST) {
+        let name = if kind == Kind::Chat { "top_logprobs" } else { "logprobs" };
+        return Err(ApiError::invalid(name, format!("`{name}` must be at most {MAX_LIKELIEST}")));
+    }
+    let structured = common.structured_outputs.is_some_and(|v| !v.is_null());
+    refuse("structured_outputs", structured, "answers are free text; leave it out")?;
+    refuse("guided_json", common.guided_json.is_some_and(|v| !v.is_null()), "answers are free text; leave it out")?;
+    refuse("use_beam_search", common.use_beam_search == Some(true), "tokens are sampled; leave it out")?;
+    refuse("min_tokens", common.min_tokens.is_some_and(|n| n > 0), "set `ignore_eos` for answers of full length")?;
+    refuse("repetition_penalty", common.repetition_penalty.is_some_and(|v| v != 1.0), "set it to 1")?;
+    let stop_ids = common.stop_token_ids.unwrap_or_default();
+    inside("stop_token_ids", &stop_ids, limits.vocabulary)?;
+    if stop_ids.len() > MAX_STOP_IDS {
+        let message = format!("`stop_token_ids` takes at most {MAX_STOP_IDS} ids");
+        return Err(ApiError::invalid("stop_token_ids", message));
+    }
     refuse("logit_bias", common.logit_bias.is_some_and(|b| !b.is_empty()), "logits are not biased; leave it out")?;
     for (name, value) in
         [("frequency_penalty", common.frequency_penalty), ("presence_penalty", common.presence_penalty)]
@@ -255,9 +365,14 @@ fn check(kind: Kind, prompt: Vec<u32>, wanted: Option<u32>, common: Common, limi
                 k @ 1.. => k as usize,
                 _ => return Err(ApiError::invalid("top_k", "`top_k` must be at least 1, or 0 for all tokens")),
             },
+            min_p: within("min_p", common.min_p.unwrap_or(0.0), 0.0..=1.0)?,
             seed: common.seed.map(|seed| seed as u64),
         },
         stops: stops(common.stop)?,
+        stop_ids,
+        ignore_eos: common.ignore_eos == Some(true),
+        choices: choices as usize,
+        likelihood: logprobs.map(|count| count as usize),
         stream,
         include_usage: common.stream_options.is_some_and(|o| o.include_usage),
     })
@@ -269,10 +384,7 @@ fn length(prompt: &[u32], wanted: Option<u32>, limits: Limits) -> Result<usize, 
     if prompt.is_empty() {
         return Err(ApiError::invalid("prompt", "the prompt has no token; send at least one"));
     }
-    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocabulary) {
-        let message = format!("token id {id} is outside the vocabulary of {vocabulary} ids");
-        return Err(ApiError::invalid("prompt", message));
-    }
+    inside("prompt", prompt, vocabulary)?;
     let room = context.saturating_sub(prompt.len());
     if room == 0 {
         let tokens = prompt.len();

@@ -2,23 +2,28 @@
 
 use super::account::{ErrorClass, Ticket};
 use super::error::ApiError;
-use super::follow::{Answer, End, Piece};
+use super::follow::{Answer, Failed, Piece, Time};
 use super::openai::{self, Ask, Kind};
-use super::stream;
+use super::reply::Reply;
+use super::split;
+use super::tiers::{TIER_HEADER, Tiers, tier};
 use super::worker::{Loaded, NotReady, Worker};
-use crate::engine::{Class, Job, Work};
+use super::{stream, tokens};
+use crate::engine::{Class, Job, Sampling, Work};
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use bitnet_api::worker::REVISION_HEADER;
+use bitnet_api::worker::{FEEDBACK_PATH, REVISION_HEADER};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+/// A client may ask for an answer within fewer milliseconds than this server allows.
+pub const TIME_HEADER: &str = "x-request-timeout-ms";
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
 /// A client must send its body within this time.
@@ -32,6 +37,10 @@ pub fn router(worker: Arc<Worker>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/models", get(models))
+        .route(FEEDBACK_PATH, post(split::feedback))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/health", get(llama_health))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -39,18 +48,24 @@ pub fn router(worker: Arc<Worker>) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::http(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path takes another method")
         })
+        .layer(from_fn_with_state(Arc::clone(&worker), split::keep))
         .layer(from_fn_with_state(Arc::clone(&worker), sign))
         .with_state(worker)
 }
 
-/// Every answer says which revision gave it; while the worker drains, also that the connection ends with it, so that
-/// proxies do not keep it for a next request.
+/// Every answer says which revision and which tier gave it (what another pod or the next tier answered says so already);
+/// while the worker drains, also that the connection ends with it, so that proxies do not keep it for a next request.
 async fn sign(State(worker): State<Arc<Worker>>, request: Request, next: Next) -> Response {
     let version = request.version();
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     if let Ok(revision) = HeaderValue::from_str(&worker.settings.revision) {
-        headers.insert(HeaderName::from_static(REVISION_HEADER), revision);
+        headers.entry(HeaderName::from_static(REVISION_HEADER)).or_insert(revision);
+    }
+    if let Some(loaded) = worker.loaded()
+        && !headers.contains_key(TIER_HEADER)
+    {
+        headers.insert(TIER_HEADER, HeaderValue::from_static(tier(&loaded.identity.precision)));
     }
     if worker.is_draining() && version <= Version::HTTP_11 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -58,15 +73,15 @@ async fn sign(State(worker): State<Arc<Worker>>, request: Request, next: Next) -
     response
 }
 
-async fn completions(State(worker): State<Arc<Worker>>, body: Body) -> Response {
-    answer(&worker, Kind::Completion, body).await.unwrap_or_else(IntoResponse::into_response)
+async fn completions(State(worker): State<Arc<Worker>>, headers: HeaderMap, body: Body) -> Response {
+    answer(&worker, Kind::Completion, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn chat_completions(State(worker): State<Arc<Worker>>, body: Body) -> Response {
-    answer(&worker, Kind::Chat, body).await.unwrap_or_else(IntoResponse::into_response)
+async fn chat_completions(State(worker): State<Arc<Worker>>, headers: HeaderMap, body: Body) -> Response {
+    answer(&worker, Kind::Chat, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn answer(worker: &Arc<Worker>, kind: Kind, body: Body) -> Result<Response, ApiError> {
+async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
     let body = read(body).await?;
     // The clock starts when the request is complete: a slow client is not a slow model.
     let arrival = Instant::now();
@@ -74,32 +89,121 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, body: Body) -> Result<Response
         worker.account.start(arrival).fail(ErrorClass::Server);
         return Err(ApiError::unavailable(NotReady::Loading.text()));
     };
-    let ask = parse(worker, loaded, kind, body).await?;
+    let mut time = time(headers, arrival, worker.settings.request_timeout)?;
+    let ask = parse(worker, loaded, kind, body.clone()).await?;
+    let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream)?;
+    if tiers.is_elsewhere() {
+        return tiers.asked_for().await;
+    }
+    time.first = tiers.first_token();
     let mut ticket = worker.account.start(arrival);
     ticket.set_prompt(ask.prompt.len());
-    let stream = ask.stream;
-    let reply = Reply::new(worker, &ask);
-    let mut answer = submit(worker, loaded, ask, ticket, arrival)?;
-    if stream {
-        // The status line waits for the first token: until then a failure can still have its own status.
-        let first = answer.next().await;
-        if let Piece::Failed(error) = first {
-            return Err(error);
-        }
-        answer.begin();
-        return Ok(stream::response(reply, first, answer));
+    if tiers.may_hand_on() {
+        ticket.defer();
     }
-    let mut text = String::new();
+    let stream = ask.stream;
+    let mut reply = Reply::new(worker, &ask, &loaded.text);
+    let mut answer = match submit(loaded, ask, ticket, time, tiers.doubts()) {
+        Ok(answer) => answer,
+        Err(refused) => {
+            let (ticket, failed) = *refused;
+            let outcome = tiers.take_over(&failed).await;
+            ticket.fail(if outcome.is_some() { ErrorClass::Fallback } else { failed.class });
+            return outcome.ok_or(failed.error);
+        }
+    };
+    let mut pieces = Vec::new();
+    let mut trusted = !tiers.doubts();
     loop {
+        match open(&mut answer, &mut pieces, stream, &tiers, trusted).await {
+            Opening::Trusted => break,
+            // The engine goes on meanwhile: if nobody takes over, nothing was lost.
+            Opening::Doubted => match tiers.escalate().await {
+                Some(response) => {
+                    answer.hand_on();
+                    return Ok(response);
+                }
+                None => trusted = true,
+            },
+            Opening::Failed(Failed { error, class }) => {
+                let failed = class.map(|class| Refusal { error: error.clone(), class });
+                let outcome = match &failed {
+                    Some(failed) => tiers.take_over(failed).await,
+                    None => None,
+                };
+                answer.close(if outcome.is_some() { Some(ErrorClass::Fallback) } else { class });
+                return outcome.ok_or(error);
+            }
+        }
+    }
+    answer.begin();
+    if stream {
+        return Ok(stream::response(reply, pieces, answer));
+    }
+    let mut usage = None;
+    for piece in pieces {
+        match piece {
+            Piece::Text { choice, text, said } => reply.write(choice, &text, &said, None),
+            Piece::End { choice, finish, said } => reply.write(choice, "", &said, Some(finish)),
+            Piece::Done(all) => usage = Some(all),
+            Piece::Failed(failed) => return Err(failed.error),
+        }
+    }
+    let incomplete = || ApiError::internal("incomplete", "the answer has no end");
+    Ok(Json(reply.whole(usage.ok_or_else(incomplete)?)).into_response())
+}
+
+/// What is known before the first byte.
+enum Opening {
+    /// The answer goes out.
+    Trusted,
+    /// The model is not sure of it.
+    Doubted,
+    /// There is none.
+    Failed(Failed),
+}
+
+/// Collects the pieces that must be there before the first byte: of a stream its first one, of an object all; and
+/// enough tokens to know whether the model is sure.
+async fn open(
+    answer: &mut Answer,
+    pieces: &mut Vec<Piece>,
+    stream: bool,
+    tiers: &Tiers<'_>,
+    mut trusted: bool,
+) -> Opening {
+    loop {
+        if !trusted && let Some(opening) = answer.opening() {
+            if tiers.doubt(&opening) {
+                return Opening::Doubted;
+            }
+            trusted = true;
+        }
+        let complete = matches!(pieces.last(), Some(Piece::Done(_)));
+        if trusted && (complete || stream && !pieces.is_empty()) {
+            return Opening::Trusted;
+        }
         match answer.next().await {
-            Piece::Text(more) => text.push_str(&more),
-            Piece::End(end) => return Ok(Json(reply.whole(&text, end)).into_response()),
-            Piece::Failed(error) => return Err(error),
+            Piece::Failed(failed) => return Opening::Failed(failed),
+            piece => pieces.push(piece),
         }
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, ApiError> {
+/// The server's limit, or a shorter one that the client asks for.
+fn time(headers: &HeaderMap, arrival: Instant, limit: Duration) -> Result<Time, ApiError> {
+    let Some(asked) = headers.get(TIME_HEADER) else {
+        return Ok(Time { arrival, limit, first: None, by_client: false });
+    };
+    let milliseconds = asked.to_str().ok().and_then(|text| text.parse().ok()).filter(|n| *n > 0);
+    let Some(asked) = milliseconds.map(Duration::from_millis) else {
+        let message = format!("the header `{TIME_HEADER}` must be a whole number of milliseconds above 0");
+        return Err(ApiError::invalid(TIME_HEADER, message));
+    };
+    Ok(Time { arrival, limit: asked.min(limit), first: None, by_client: asked < limit })
+}
+
+pub(super) async fn read(body: Body) -> Result<Bytes, ApiError> {
     let reading = axum::body::to_bytes(body, MAX_BODY);
     match tokio::time::timeout(BODY_TIME, reading).await {
         Ok(Ok(bytes)) => Ok(bytes),
@@ -115,115 +219,55 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
+/// Runs `work` on a body of so many bytes: here, or for a large one off the threads that serve connections.
+pub(super) async fn off_thread<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= SMALL_BODY {
+        return Ok(work());
+    }
+    let failed = |_| ApiError::internal("tokenizer_failed", "the request could not be read");
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
 async fn parse(worker: &Arc<Worker>, loaded: &Loaded, kind: Kind, body: Bytes) -> Result<Ask, ApiError> {
-    if body.len() <= SMALL_BODY {
-        return openai::parse(kind, &body, &loaded.text, loaded.limits());
-    }
     let (text, limits) = (loaded.text.clone(), loaded.limits());
-    let parsing = tokio::task::spawn_blocking(move || openai::parse(kind, &body, &text, limits));
-    parsing.await.unwrap_or_else(|_| {
-        worker.account.start(Instant::now()).fail(ErrorClass::Server);
-        Err(ApiError::internal("tokenizer_failed", "the request could not be read"))
-    })
+    let parsing = off_thread(body.len(), move || openai::parse(kind, &body, &text, limits)).await;
+    parsing.inspect_err(|_| worker.account.start(Instant::now()).fail(ErrorClass::Server))?
 }
 
-fn submit(worker: &Worker, loaded: &Loaded, ask: Ask, ticket: Ticket, arrival: Instant) -> Result<Answer, ApiError> {
-    let Ask { prompt, max_tokens, sampling, stops, .. } = ask;
-    let work = Work::Generate { max_tokens, sampling, stop: loaded.identity.eos.clone() };
-    let (job, events) = Job::new(Class::Live, prompt, work, arrival);
-    if let Err(refused) = loaded.engine.submit(job) {
-        let (error, class) = ApiError::refused(refused);
-        ticket.fail(class);
-        return Err(error);
-    }
-    let limit = worker.settings.request_timeout;
-    Ok(Answer::new(events, arrival, limit, loaded.text.stream(), stops, ticket))
+/// A job that was not taken, or whose answer failed.
+pub(super) struct Refusal {
+    pub(super) error: ApiError,
+    pub(super) class: ErrorClass,
 }
 
-/// The fields that all objects of one answer share.
-pub(super) struct Reply {
-    id: String,
-    created: u64,
-    model: String,
-    kind: Kind,
-    prompt_tokens: usize,
-    pub(super) include_usage: bool,
-}
-
-impl Reply {
-    fn new(worker: &Worker, ask: &Ask) -> Self {
-        let prefix = if ask.kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
-        Self {
-            id: worker.answer_id(prefix),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            model: worker.model_name.clone(),
-            kind: ask.kind,
-            prompt_tokens: ask.prompt.len(),
-            include_usage: ask.include_usage,
+fn submit(
+    loaded: &Loaded,
+    ask: Ask,
+    ticket: Ticket,
+    time: Time,
+    doubts: bool,
+) -> Result<Answer, Box<(Ticket, Refusal)>> {
+    let Ask { prompt, max_tokens, sampling, stops, stop_ids, ignore_eos, choices, likelihood, .. } = ask;
+    let likelihood = likelihood.or(doubts.then_some(0));
+    let mut stop = if ignore_eos { Vec::new() } else { loaded.identity.eos.clone() };
+    stop.extend(stop_ids);
+    let mut events = Vec::with_capacity(choices);
+    for choice in 0..choices as u64 {
+        // Choices of one seed differ, and each repeats.
+        let seed = sampling.seed.map(|seed| seed.wrapping_add(choice));
+        let work =
+            Work::Generate { max_tokens, sampling: Sampling { seed, ..sampling }, stop: stop.clone(), likelihood };
+        let (job, receiver) = Job::new(Class::Live, prompt.clone(), work, time.arrival);
+        if let Err(refused) = loaded.engine.submit(job) {
+            let (error, class) = ApiError::refused(refused);
+            return Err(Box::new((ticket, Refusal { error, class })));
         }
+        events.push(receiver);
     }
-
-    fn object(&self, chunk: bool, choices: &Value) -> Value {
-        let object = match (self.kind, chunk) {
-            (Kind::Completion, _) => "text_completion",
-            (Kind::Chat, false) => "chat.completion",
-            (Kind::Chat, true) => "chat.completion.chunk",
-        };
-        json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
-    }
-
-    fn usage(&self, end: End) -> Value {
-        let (prompt, answer) = (self.prompt_tokens, end.tokens);
-        json!({"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer})
-    }
-
-    fn whole(&self, text: &str, end: End) -> Value {
-        let reason = end.finish.reason();
-        let choice = match self.kind {
-            Kind::Completion => json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}),
-            Kind::Chat => json!({
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "logprobs": null,
-                "finish_reason": reason,
-            }),
-        };
-        let mut object = self.object(false, &json!([choice]));
-        object["usage"] = self.usage(end);
-        object
-    }
-
-    /// The chunk that opens a chat's stream.
-    pub(super) fn role_chunk(&self) -> Option<Value> {
-        (self.kind == Kind::Chat).then(|| self.chunk(&json!({"role": "assistant", "content": ""}), "", None))
-    }
-
-    pub(super) fn text_chunk(&self, text: &str) -> Value {
-        self.chunk(&json!({"content": text}), text, None)
-    }
-
-    pub(super) fn end_chunk(&self, end: End) -> Value {
-        self.chunk(&json!({}), "", Some(end))
-    }
-
-    pub(super) fn usage_chunk(&self, end: End) -> Value {
-        let mut object = self.object(true, &json!([]));
-        object["usage"] = self.usage(end);
-        object
-    }
-
-    fn chunk(&self, delta: &Value, text: &str, end: Option<End>) -> Value {
-        let reason = end.map(|end| end.finish.reason());
-        let choice = match self.kind {
-            Kind::Completion => json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}),
-            Kind::Chat => json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}),
-        };
-        let mut object = self.object(true, &json!([choice]));
-        if self.include_usage {
-            object["usage"] = Value::Null;
-        }
-        object
-    }
+    Ok(Answer::new(events, time, &loaded.text.stream(), &stops, ticket))
 }
 
 async fn models(State(worker): State<Arc<Worker>>) -> Json<Value> {
@@ -244,6 +288,17 @@ async fn livez(State(worker): State<Arc<Worker>>) -> Response {
 
 async fn readyz(State(worker): State<Arc<Worker>>) -> Response {
     health(worker.ready())
+}
+
+/// Health as llama-server says it.
+async fn llama_health(State(worker): State<Arc<Worker>>) -> Response {
+    match worker.ready() {
+        Ok(()) => Json(json!({"status": "ok"})).into_response(),
+        Err(reason) => {
+            let error = json!({"code": 503, "message": reason.text(), "type": "unavailable_error"});
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": error}))).into_response()
+        }
+    }
 }
 
 fn health(state: Result<(), NotReady>) -> Response {

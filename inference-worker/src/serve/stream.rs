@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::follow::{Answer, Piece};
-use super::public::Reply;
+use super::reply::Reply;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
@@ -14,14 +14,16 @@ use std::time::Duration;
 /// A comment this often keeps proxies from closing a stream that waits for a long prompt.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// The stream of an answer whose first piece is known: role (chat), text, the end with its reason, usage if asked for,
-/// `[DONE]`. A failure becomes an error event, and `[DONE]` does not follow it.
-pub(super) fn response(reply: Reply, first: Piece, answer: Answer) -> Response {
+/// The stream of an answer whose first pieces are known: roles (chat), text, the end of each choice with its reason,
+/// usage if asked for, `[DONE]`. A failure becomes an error event, and `[DONE]` does not follow it.
+pub(super) fn response(reply: Reply, first: Vec<Piece>, answer: Answer) -> Response {
     let mut state = Streaming { reply, answer, ready: VecDeque::new(), over: false };
-    if let Some(role) = state.reply.role_chunk() {
-        state.ready.push_back(role.to_string());
+    for choice in 0..state.reply.choices() {
+        state.ready.extend(state.reply.role_chunk(choice).map(|role| role.to_string()));
     }
-    state.take(first);
+    for piece in first {
+        state.take(piece);
+    }
     Sse::new(events(state)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
@@ -35,17 +37,21 @@ struct Streaming {
 impl Streaming {
     fn take(&mut self, piece: Piece) {
         match piece {
-            Piece::Text(text) => self.push(&self.reply.text_chunk(&text)),
-            Piece::End(end) => {
-                self.push(&self.reply.end_chunk(end));
-                if self.reply.include_usage {
-                    self.push(&self.reply.usage_chunk(end));
-                }
+            Piece::Text { choice, text, said } => {
+                let chunk = self.reply.text_chunk(choice, &text, &said, None);
+                self.push(&chunk);
+            }
+            Piece::End { choice, finish, said } => {
+                let chunk = self.reply.text_chunk(choice, "", &said, Some(finish));
+                self.push(&chunk);
+            }
+            Piece::Done(usage) => {
+                self.ready.extend(self.reply.usage_chunk(usage).map(|chunk| chunk.to_string()));
                 self.ready.push_back("[DONE]".to_owned());
                 self.over = true;
             }
-            Piece::Failed(error) => {
-                self.push(&ApiError::object(&error));
+            Piece::Failed(failed) => {
+                self.push(&ApiError::object(&failed.error));
                 self.over = true;
             }
         }

@@ -1,9 +1,13 @@
 //! What all handlers share: settings, the model once it is loaded, and the account.
 
 use super::account::Account;
+use super::confidence::{Confidence, ConfidenceError};
 use super::continuations::Continuations;
-use super::metrics::Metrics;
+use super::metrics::{Build, Metrics, Names};
 use super::openai::Limits;
+use super::split;
+use super::upstream::{Upstream, UpstreamSettings};
+use super::users::Users;
 use crate::compare::{Comparer, PeerSettings};
 use crate::engine::{self, AskError, Engine};
 use crate::model::{self, LoadError, LoadOptions, Model, Text};
@@ -25,6 +29,8 @@ pub struct Settings {
     pub revision: String,
     /// Rollout that the revision belongs to; peers must carry its name.
     pub rollout: Option<String>,
+    /// UID of the rollout: only marks of A/B tests with it are believed.
+    pub rollout_uid: Option<String>,
     /// Probe file.
     pub probes: Option<PathBuf>,
     /// Digest that the model directory must have.
@@ -33,10 +39,18 @@ pub struct Settings {
     pub context: Option<usize>,
     /// How the engine batches.
     pub engine: engine::Options,
+    /// Threads of a forward pass.
+    pub threads: usize,
     /// Time from a request's arrival to the end of its answer.
     pub request_timeout: Duration,
+    /// Time from the first byte of a request to the end of its head.
+    pub head_time: Duration,
+    /// Names under which metrics are shown.
+    pub metric_names: Names,
     /// How long the worker serves on after it was told to stop.
     pub drain: Duration,
+    /// The next tier, for requests that this model fails or doubts.
+    pub upstream: Option<UpstreamSettings>,
     /// Where peers listen, and exceptions to it.
     pub peers: PeerSettings,
 }
@@ -60,9 +74,15 @@ pub enum StartError {
     /// The operating system gives no thread for the engine.
     #[error("the engine's thread did not start")]
     Thread(#[source] std::io::Error),
+    /// The kernels do not compute on this CPU what they should.
+    #[error("SelfTestFailed")]
+    SelfTest(#[source] model::SelfTestError),
     /// No HTTP client could be made.
-    #[error("the HTTP client for peers did not start")]
+    #[error("the HTTP client for other workers did not start")]
     Peers(#[source] reqwest::Error),
+    /// The next tier is to take over where this model is not sure, and nothing says how sure it is.
+    #[error("--min-confidence needs a calibration of the model")]
+    Confidence(#[source] ConfidenceError),
     /// The engine could not do a first forward pass.
     #[error("ModelInvalid: the first forward pass failed")]
     WarmUp(#[source] AskError),
@@ -75,6 +95,10 @@ pub(crate) struct Loaded {
     pub(crate) identity: Identity,
     pub(crate) comparer: Arc<Comparer>,
     pub(crate) continuations: Continuations,
+    /// Asks the other arm of an A/B test.
+    pub(crate) arms: reqwest::Client,
+    pub(super) upstream: Option<Upstream>,
+    pub(super) confidence: Option<Confidence>,
 }
 
 impl Loaded {
@@ -94,7 +118,7 @@ pub struct Facts {
     pub eos: Vec<u32>,
     /// Content digest of the model directory.
     pub digest: String,
-    /// `ternary`, `binary`, `mixed` or `fp16`.
+    /// `ternary`, `binary`, `fp16`, `bf16` or `fp32`; `mixed` where layers differ.
     pub precision: String,
     /// Name of the kernel set.
     pub kernel: String,
@@ -105,6 +129,8 @@ pub struct Worker {
     pub(crate) settings: Settings,
     pub(crate) account: Arc<Account>,
     pub(crate) model_name: String,
+    /// Users of an A/B test.
+    pub(crate) users: Users,
     loaded: OnceLock<Loaded>,
     draining: AtomicBool,
     answers: AtomicU64,
@@ -136,9 +162,10 @@ impl Worker {
         let directory = settings.model.file_name().map(|name| name.to_string_lossy().into_owned());
         let model_name = settings.rollout.clone().or(directory).unwrap_or_else(|| "model".to_owned());
         Arc::new(Self {
-            account: Arc::new(Account::new(Metrics::new(&model_name))),
+            account: Arc::new(Account::new(Metrics::new(&model_name, settings.metric_names))),
             model_name,
             settings,
+            users: Users::default(),
             loaded: OnceLock::new(),
             draining: AtomicBool::new(false),
             answers: AtomicU64::new(0),
@@ -155,9 +182,11 @@ impl Worker {
                 return Err(StartError::DigestMismatch { expected: expected.clone(), found });
             }
         }
-        let options = LoadOptions { context: self.settings.context, ..LoadOptions::default() };
+        let Settings { context, threads, .. } = self.settings;
+        let options = LoadOptions { context, threads: Some(threads), ..LoadOptions::default() };
         let text = Text::load(dir).map_err(StartError::ModelInvalid)?;
-        let model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
+        let mut model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
+        model.self_test().map_err(StartError::SelfTest)?;
         let config = model.config();
         let facts = Facts {
             vocabulary: config.vocab_size,
@@ -189,7 +218,8 @@ impl Worker {
             process: self.account.process().to_owned(),
         };
         let Identity { revision, precision, kernel, device, .. } = &identity;
-        self.account.metrics().set_build(revision, precision, kernel, device);
+        let threads = self.settings.threads;
+        self.account.metrics().set_build(&Build { revision, precision, kernel, device, threads });
         let comparer = Comparer::new(
             engine.clone(),
             text.clone(),
@@ -199,12 +229,21 @@ impl Worker {
             &self.settings.peers,
         )
         .map_err(StartError::Peers)?;
+        let arms = split::arms().map_err(StartError::Peers)?;
+        let upstream = self.settings.upstream.clone();
+        let doubts = upstream.as_ref().is_some_and(|upstream| upstream.min_confidence.is_some());
+        let confidence = doubts.then(|| Confidence::load(&self.settings.model)).transpose();
+        let confidence = confidence.map_err(StartError::Confidence)?;
+        let upstream = upstream.map(Upstream::new).transpose().map_err(StartError::Peers)?;
         self.loaded.get_or_init(|| Loaded {
             engine,
             text,
             identity,
             comparer: Arc::new(comparer),
             continuations: Continuations::default(),
+            arms,
+            upstream,
+            confidence,
         });
         Ok(())
     }

@@ -16,7 +16,7 @@ use bitnet_api::worker::Counters;
 use inference_worker::compare::PeerSettings;
 use inference_worker::engine::{self, Engine};
 use inference_worker::model::Text;
-use inference_worker::serve::{Facts, ServeError, Server, Settings, Stop, Worker, internal_router};
+use inference_worker::serve::{Facts, MetricNames, ServeError, Server, Settings, Stop, Worker, internal_router};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -32,12 +32,17 @@ pub fn settings(model: &Path) -> Settings {
         model: model.to_owned(),
         revision: "chat-abcdefg234".to_owned(),
         rollout: None,
+        rollout_uid: None,
         probes: None,
         digest: None,
         context: None,
         engine: engine::Options::default(),
+        threads: 1,
         request_timeout: Duration::from_secs(10),
+        head_time: Duration::from_millis(300),
+        metric_names: MetricNames::AndVllm,
         drain: Duration::from_secs(2),
+        upstream: None,
         peers: PeerSettings::default(),
     }
 }
@@ -46,13 +51,46 @@ pub fn settings(model: &Path) -> Settings {
 pub struct Fake {
     pub worker: Arc<Worker>,
     pub engine: Engine,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+}
+
+impl Fake {
+    /// Where its tokenizer lies.
+    pub fn directory(&self) -> &Path {
+        self.dir.path()
+    }
 }
 
 /// A ready worker whose model answers `script`, see [`Scripted`].
 pub async fn fake(script: &str, change: impl FnOnce(&mut Settings)) -> Fake {
+    scripted(Scripted::new, script, "fp16", change, |_| ()).await
+}
+
+/// A ready worker that answers `script` whatever its prompts say.
+pub async fn steady(script: &str, change: impl FnOnce(&mut Settings)) -> Fake {
+    scripted(Scripted::steady, script, "fp16", change, |_| ()).await
+}
+
+/// As [`fake`], of a precision, after `write` has added files to its directory.
+pub async fn fake_with(
+    script: &str,
+    precision: &str,
+    change: impl FnOnce(&mut Settings),
+    write: impl FnOnce(&Path),
+) -> Fake {
+    scripted(Scripted::new, script, precision, change, write).await
+}
+
+async fn scripted(
+    network: impl FnOnce(Vec<u32>) -> Scripted,
+    script: &str,
+    precision: &str,
+    change: impl FnOnce(&mut Settings),
+    write: impl FnOnce(&Path),
+) -> Fake {
     let dir = tempfile::tempdir().expect("a temporary directory");
     tiny_tokenizer(dir.path());
+    write(dir.path());
     let mut settings = settings(dir.path());
     change(&mut settings);
     let text = Text::load(dir.path()).expect("the tokenizer loads");
@@ -61,17 +99,17 @@ pub async fn fake(script: &str, change: impl FnOnce(&mut Settings)) -> Fake {
         context: 256,
         eos: vec![EOS],
         digest: "0".repeat(64),
-        precision: "fp16".to_owned(),
+        precision: precision.to_owned(),
         kernel: "scripted".to_owned(),
     };
     let script = text.encode(script).expect("the script has tokens");
-    let engine = Engine::start(Scripted::new(script), settings.engine).expect("a thread");
+    let engine = Engine::start(network(script), settings.engine).expect("a thread");
     let worker = Worker::new(settings);
     worker.install(engine.clone(), text, facts).expect("an HTTP client");
     worker.warm_up().await.expect("the script runs");
     // The warm-up has its answer a moment before its slot is free, and tests wait for slots of their own requests.
     until("the slot is free", || engine.running() == 0).await;
-    Fake { worker, engine, _dir: dir }
+    Fake { worker, engine, dir }
 }
 
 /// A worker that listens on loopback.

@@ -16,6 +16,8 @@ pub const FALLS: char = '~';
 /// Answers the script's tokens one after the other and ends it with end-of-text.
 pub struct Scripted {
     script: Vec<u32>,
+    /// Marks in prompts mean nothing.
+    steady: bool,
 }
 
 /// What one sequence has read.
@@ -28,7 +30,12 @@ pub struct Sequence {
 
 impl Scripted {
     pub fn new(script: Vec<u32>) -> Self {
-        Self { script }
+        Self { script, steady: false }
+    }
+
+    /// One that answers well whatever its prompt says.
+    pub fn steady(script: Vec<u32>) -> Self {
+        Self { script, steady: true }
     }
 }
 
@@ -48,6 +55,15 @@ impl Network for Scripted {
         Sequence::default()
     }
 
+    fn fork(&self, cache: &Sequence, len: usize, _capacity: usize) -> Sequence {
+        let prompt = cache.prompt.iter().copied().take(len).collect();
+        Sequence { prompt, answered: 0, started: false }
+    }
+
+    fn bytes_per_pass(&self) -> usize {
+        1000
+    }
+
     fn forward(&self, turns: &mut [Turn<'_, Sequence>]) -> Result<(), String> {
         let mut slow = false;
         for turn in turns {
@@ -58,7 +74,7 @@ impl Network for Scripted {
                 sequence.prompt.extend(turn.tokens);
                 sequence.started = !turn.want.is_empty();
             }
-            let prompt = &sequence.prompt;
+            let prompt: &[u32] = if self.steady { &[] } else { &sequence.prompt };
             assert!(has(prompt, FALLS) == 0, "the scripted network falls");
             let endless = has(prompt, WAITS) > 0;
             slow |= endless || has(prompt, SLOW) > 0;

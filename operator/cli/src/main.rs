@@ -1,6 +1,8 @@
 //! `kubectl bitnet`: watch, steer and explain model rollouts.
 
+mod assume;
 mod cluster;
+mod files;
 mod output;
 mod tree;
 mod verbs;
@@ -12,10 +14,12 @@ use std::process::ExitCode;
 /// Watch, steer and explain the rollouts of BitNet models.
 ///
 /// A rollout moves traffic from a baseline to a candidate as far as the evidence allows. `status` shows where it
-/// stands and what it waits for, `abort` and `rollback` end it at once, `explain` tells why a verdict was given.
+/// stands and what it waits for, `abort` and `rollback` end it at once, `explain` tells why a verdict was given. `lint` and
+/// `simulate` say from files what a rollout will do before it runs.
 ///
-/// Exit codes: 0 done; 1 error (no such rollout, no permission, refused); 2 wrong usage; 3 the rollout is not healthy
-/// (`status --exit-code`); 4 the operator did not answer in time.
+/// Exit codes: 0 done; 1 error (no such rollout, no permission, refused; `lint`: a gate cannot decide); 2 wrong usage (`lint`:
+/// also files that cannot be read or are refused); 3 the rollout is not healthy (`status --exit-code`); 4 the operator did not
+/// answer in time.
 #[derive(Parser)]
 #[command(name = "kubectl-bitnet", bin_name = "kubectl bitnet", version, arg_required_else_help = true)]
 struct Cli {
@@ -49,6 +53,10 @@ enum Verb {
     History(verbs::history::Args),
     /// Write a gate and a rollout to begin with: `kubectl bitnet create … | kubectl apply -f -`.
     Create(verbs::create::Args),
+    /// Predict a rollout from files, without a cluster: time to promote, false rollbacks, how soon defects are found.
+    Simulate(verbs::simulate::Args),
+    /// Find gates in files that cannot decide, without a cluster.
+    Lint(verbs::lint::Args),
     /// Print the completion script of a shell.
     Completions(verbs::completions::Args),
 }
@@ -68,6 +76,8 @@ async fn main() -> ExitCode {
         Verb::Explain(args) => verbs::explain::run(&cli.place, &args).await,
         Verb::History(args) => verbs::history::run(&cli.place, &args).await,
         Verb::Create(args) => verbs::create::run(cli.place.namespace.as_deref(), &args),
+        Verb::Simulate(args) => verbs::simulate::run(&args),
+        Verb::Lint(args) => Ok(verbs::lint::run(&args)),
         Verb::Completions(args) => Ok(verbs::completions::run(&args)),
     };
     match outcome {

@@ -124,6 +124,25 @@ impl<'a> Lint<'a> {
         });
         self.demand(ledger.uid == self.rollout.uid, "T1", || "the ledger names another rollout".into());
         self.steps(&names, ledger, decision);
+        self.detours(&names);
+    }
+
+    /// Rules beside ours lead only to what may have traffic, and are there in an A/B test only.
+    fn detours(&mut self, names: &BTreeMap<&Revision, u32>) {
+        let Some(RouteWrite::Set { detours, .. }) = &self.plan.shift else { return };
+        let testing = matches!(self.rollout.strategy, Strategy::AbTest(_));
+        let positive = names.values().filter(|w| **w > 0).count();
+        self.demand(detours.rules.is_empty() || detours.mark.is_some(), "T5", || {
+            "rules are derived and their requests are not marked".into()
+        });
+        self.demand(detours.mark.is_none() || (testing && positive == 2), "T5", || {
+            "requests are marked outside of an A/B test".into()
+        });
+        for rule in &detours.rules {
+            let Some(to) = &rule.to else { continue };
+            let fits = names.get(to).is_some_and(|w| *w > 0) && self.endpoints(to) > 0;
+            self.demand(fits, "T2", || format!("rule {} leads to {to}, which has no traffic", rule.name));
+        }
     }
 
     /// The candidate's weight: a value of the step list, never skipping a step upward, with enough pods.
@@ -331,7 +350,8 @@ impl<'a> Lint<'a> {
             let pods = self.workload(&job.candidate).map(|w| w.pods.as_slice()).unwrap_or_default();
             let ready = pods.iter().any(|p| p.name == job.pod && p.ready_since.is_some());
             self.demand(ready, "L1", || format!("pod {} is asked and is not ready", job.pod));
-            let kept = self.plan.state.attempt.as_ref().is_some_and(|a| a.job.as_ref() == Some(job));
+            let kept = self.plan.state.attempt.as_ref().is_some_and(|a| a.job.as_ref() == Some(job))
+                || self.plan.state.guard.as_ref().is_some_and(|w| w.job.as_ref() == Some(job));
             self.demand(kept, "L1", || "a comparison is asked for and not remembered".into());
         }
         let sane = self.plan.state.verbs.len() <= 8 && self.plan.state.reverts.len() <= 3;

@@ -1,6 +1,13 @@
 //! A validated rollout: the single input that later steps read instead of the custom resource.
 
-use crate::{Span, evidence::Gate};
+mod ab_test;
+
+pub use ab_test::{AbTest, HeaderMatch, OnEnd, Stickiness};
+
+use crate::{
+    Span,
+    evidence::{Gate, guard::GuardSettings},
+};
 use std::fmt;
 
 /// Name of a revision, `<rollout>-<10 base32 characters>`: also the name of its Deployment and Service.
@@ -45,6 +52,8 @@ pub struct Rollout {
     pub strategy: Strategy,
     /// The judge.
     pub gate: Gate,
+    /// Comparing a promoted model on with fp16; `None`: it is not.
+    pub guard: Option<GuardRule>,
     /// How long the old stable's pods stay after a promotion.
     pub scale_down_delay: Span,
     /// Limit of waiting for cluster objects (pods, endpoints, route acceptance) before a roll back.
@@ -75,6 +84,15 @@ pub struct Serving {
     pub replicas: u32,
     /// Settings of the worker.
     pub settings: Settings,
+}
+
+/// How a promoted model is watched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuardRule {
+    /// Time between two comparisons.
+    pub interval: Span,
+    /// Margins against fp16, and the alarm budget.
+    pub settings: GuardSettings,
 }
 
 /// Where model files come from.
@@ -133,24 +151,28 @@ impl RouteTarget {
     }
 }
 
-/// How a model is brought in. A/B is refused by validation until it has landed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a model is brought in.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Strategy {
     /// Rising weights.
     Canary(Canary),
     /// All traffic at once, with an instant way back.
     BlueGreen(BlueGreen),
+    /// A share of the users for a time.
+    AbTest(AbTest),
 }
 
 /// The one step of a blue-green rollout: the switch.
 const SWITCH: CanaryStep = CanaryStep { weight: 100, duration: Span(0), pause: false };
 
 impl Strategy {
-    /// The candidate's weights on trial, in their order: those below 100 of a canary, the switch of a blue-green rollout.
+    /// The candidate's weights on trial, in their order: those below 100 of a canary, the switch of a blue-green rollout,
+    /// the split of an A/B test.
     pub fn steps(&self) -> &[CanaryStep] {
         match self {
             Self::Canary(canary) => &canary.steps,
             Self::BlueGreen(_) => std::slice::from_ref(&SWITCH),
+            Self::AbTest(test) => &test.split,
         }
     }
 }

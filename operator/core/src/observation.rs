@@ -3,8 +3,9 @@
 use crate::{
     Time,
     evidence::{LiveArm, Probes},
-    model::{LatchKey, Revision},
+    model::{HeaderMatch, LatchKey, Revision},
     plan::Verdict,
+    stats::asymptotic::Moments,
 };
 use std::collections::BTreeMap;
 
@@ -76,8 +77,13 @@ pub struct Route {
     pub accepted: bool,
     /// What the parents say where `accepted` is false.
     pub acceptance_message: String,
-    /// Backends of our rule with their weights (a missing weight is read as 1).
+    /// Backends that share the traffic of our rule, with their weights (a missing weight is read as 1): those of the rule,
+    /// or of the split that was derived from it.
     pub backends: Vec<Backend>,
+    /// What the route does beside the weights.
+    pub detours: Detours,
+    /// Rules that could be added: a route has at most 16.
+    pub spare_rules: u32,
     /// Our annotations; `None` before adoption.
     pub ledger: Option<Ledger>,
     /// We created this route (`route: {gateway}`).
@@ -91,6 +97,27 @@ impl Route {
     pub fn weight(&self, revision: &Revision) -> u32 {
         self.backends.iter().filter(|b| b.name == revision.0).fold(0, |sum: u32, b| sum.saturating_add(b.weight))
     }
+}
+
+/// What a route does beside the weights of its rule: for A/B tests. Nothing of it is there outside of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detours {
+    /// Value of the header that the gateway adds to the requests of the split, so that workers know of the test.
+    pub mark: Option<String>,
+    /// Rules that are copies of ours but for their name, further headers, and backends.
+    pub rules: Vec<Detour>,
+}
+
+/// A rule that was derived from ours: for requests with further headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detour {
+    /// What it is for; its name in the route is made from it.
+    pub name: String,
+    /// Headers that a request must have beside those of our rule.
+    pub headers: Vec<HeaderMatch>,
+    /// All of its requests go to this revision; `None`: they are split by the weights, and the rest of our rule's requests
+    /// goes to its first backend.
+    pub to: Option<Revision>,
 }
 
 /// One backend of our rule.
@@ -232,6 +259,17 @@ pub struct Live {
     pub stable: LiveArm,
     /// Length of the interval in seconds.
     pub seconds: f64,
+    /// Users of an A/B test.
+    pub users: Users,
+}
+
+/// Users of an A/B test in one interval, `(candidate, stable)`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Users {
+    /// Newly assigned.
+    pub assigned: (u64, u64),
+    /// With a first feedback: their number, the sum of their values and of the squares.
+    pub outcomes: (Moments, Moments),
 }
 
 /// What became of the outstanding probe job.

@@ -90,6 +90,14 @@ pub enum Reason {
     CandidateLost,
     /// The deadline passed without a verdict.
     Inconclusive,
+    /// An A/B test ended: a person decides.
+    Reported,
+    /// Users of an A/B test did not arrive as they were assigned.
+    SampleRatioMismatch,
+    /// Users of an A/B test do worse with the candidate.
+    UsersDoWorse,
+    /// The derived rules of an A/B test are not copies of ours any more.
+    RulesChanged,
     /// No live requests and `onNoTraffic: Hold`.
     NoTraffic,
     /// Promoted; the old revision is kept for `scaleDownDelay`.

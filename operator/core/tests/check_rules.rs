@@ -8,7 +8,7 @@ use bitnet_core::{
     Span, Time,
     check::check,
     model::{Revision, Rollout},
-    observation::{Backend, Ledger, Observation, Pod, Route, RouteState, StoredDecision, Workload},
+    observation::{Backend, Detours, Ledger, Observation, Pod, Route, RouteState, StoredDecision, Workload},
     plan::{DecisionRecord, Grow, Plan, ProbeJob, RouteWrite, Shrink, State, Verdict, plan},
     report::{Note, Reason},
 };
@@ -86,7 +86,8 @@ impl Scene {
         ledger.epoch += 1;
         edit(&mut ledger);
         let backends = weights.iter().map(|(n, w)| (revision(n), *w)).collect();
-        self.plan.shift = Some(RouteWrite::Set { backends, ledger, adopt: false, decision: None });
+        self.plan.shift =
+            Some(RouteWrite::Set { backends, ledger, detours: Detours::default(), adopt: false, decision: None });
     }
 
     fn decide(&mut self, verdict: Verdict, by: &str) {

@@ -16,7 +16,7 @@ use proptest::{prelude::*, strategy::Strategy as Draw, test_runner::FileFailureP
 use world::{
     Behaviour, Rng, World,
     garbage::{Garbage, NAMES, VERBS},
-    spec::{blue_green, by_evidence, canary, revision, rollout, serving},
+    spec::{ab_test, blue_green, by_evidence, canary, guard, revision, rollout, serving},
 };
 
 /// Something that happens to a rollout.
@@ -42,7 +42,7 @@ enum Happening {
 }
 
 /// Strategies that a rollout is given, also in the middle of another.
-const STRATEGIES: usize = 5;
+const STRATEGIES: usize = 7;
 
 fn strategy(n: usize) -> bitnet_core::model::Strategy {
     match n {
@@ -50,6 +50,8 @@ fn strategy(n: usize) -> bitnet_core::model::Strategy {
         1 => canary("10:10,50:10"),
         2 => by_evidence("5:20,20:20,50:20"),
         3 => blue_green(true, Some("preview.example")),
+        4 => ab_test("10:40", &["promote"]),
+        5 => ab_test("50:30", &["header", "match"]),
         _ => blue_green(false, None),
     }
 }
@@ -81,6 +83,7 @@ fn start(own: bool, seed: u64) -> World {
     if own {
         spec.route = RouteTarget::Own { gateway: "gw".into(), hostnames: Vec::new() };
     }
+    spec.guard = seed.is_multiple_of(2).then(|| guard(10)).flatten();
     let mut world = World::new(spec, seed);
     let behaviours = [
         ("bad", Behaviour { cosine: 0.3, ..Behaviour::default() }),
@@ -234,7 +237,8 @@ proptest! {
         let (writes, patches) = (world.writes, world.patches);
         let until = world.now + Span::seconds(1200);
         let quiet = run(&mut world, until);
-        prop_assert!(quiet.requeue_after >= Span::seconds(5), "{:#?}", quiet.report);
+        let wake = if world.rollout.guard.is_some() { Span(0) } else { Span::seconds(5) };
+        prop_assert!(quiet.requeue_after >= wake, "{:#?}", quiet.report);
         prop_assert_eq!((world.writes, world.patches), (writes, patches), "not quiet: {:#?}", last.report);
         // Traffic is on something that serves, and it is what the pointers say.
         let ledger = world.route.as_ref().and_then(|r| r.ledger.clone()).expect("a ledger");

@@ -6,6 +6,9 @@
 //! worker NAME cosine=.8 tail=.2 errors=.5 ready=60 …         what the pods of a revision do
 //! model NAME · baseline NAME · replicas N · steps …          edits of the spec
 //! evidence-steps … · bluegreen [auto|manual] [host=NAME]      the same: pace by evidence, another strategy
+//! abtest WEIGHT:SECONDS [promote] [header] [match] [nometric] an A/B test (cookie, conversion and report by default)
+//! guard SECONDS                                              the guard looks so often (0: it is off)
+//! newcomers N · lost SHARE · rules gone|altered               users per second, of the candidate's the lost, the derived rules
 //! set deadline=60 min-samples=100 …                          edits of the gate
 //! pause on|off · delete · verb VERB [BY] [stale]
 //! kill NAME · down NAME · up NAME · hand NAME=W NAME=W       things that happen
@@ -16,7 +19,7 @@
 //! expect FIELD=VALUE …                                       facts
 //! ```
 //! Fields: `phase`, `reason`, `weight.NAME`, `most.NAME`, `pods.NAME`, `writes`, `patches`, `stable`, `attempt`, `gone`,
-//! `decisions`, `ticks`, `preview`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
+//! `decisions`, `ticks`, `preview`, `rules`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
 
 #![allow(clippy::unwrap_used, reason = "a script that cannot be read fails its test")]
 
@@ -33,7 +36,7 @@ use bitnet_core::{
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use world::{
     World,
-    spec::{blue_green, by_evidence, canary, revision, rollout, serving, short},
+    spec::{ab_test, blue_green, by_evidence, canary, guard, revision, rollout, serving, short},
 };
 
 /// Fields that later specs take over, by revision name.
@@ -179,6 +182,11 @@ impl Runner {
             ("patches", _) => self.world.patches.to_string(),
             ("stable", _) => ledger.map_or("none".into(), |l| short(&l.stable.0).to_owned()),
             ("attempt", _) => ledger.map_or("none".into(), |l| l.attempt.to_string()),
+            ("rules", _) => {
+                let detours = self.world.route.as_ref().map(|r| r.detours.clone()).unwrap_or_default();
+                let names: Vec<_> = detours.rules.iter().map(|rule| rule.name.as_str()).collect();
+                if detours.mark.is_none() { "none".into() } else { names.join(",") }
+            }
             ("preview", _) => match &self.world.preview {
                 Preview::Ours { backends, .. } => backends.iter().map(|b| short(b)).collect(),
                 Preview::Missing => "none".into(),
@@ -214,6 +222,17 @@ impl Runner {
             "bluegreen" => {
                 let host = rest.iter().find_map(|w| w.strip_prefix("host="));
                 self.world.rollout.strategy = blue_green(!rest.contains(&"manual"), host);
+            }
+            "abtest" => self.world.rollout.strategy = ab_test(rest[0], &rest[1..]),
+            "guard" => self.world.rollout.guard = guard(rest[0].parse().unwrap()),
+            "newcomers" => self.world.newcomers = rest[0].parse().unwrap(),
+            "lost" => self.world.lost = rest[0].parse().unwrap(),
+            "rules" => {
+                let detours = &mut self.world.route.as_mut().unwrap().detours;
+                match rest[0] {
+                    "gone" => *detours = bitnet_core::observation::Detours::default(),
+                    _ => detours.rules.iter_mut().for_each(|rule| rule.name.push('!')),
+                }
             }
             "preview" => self.world.preview = if rest[0] == "foreign" { Preview::Foreign } else { Preview::Missing },
             "pause" => self.world.rollout.paused = rest[0] == "on",
@@ -318,6 +337,7 @@ impl Runner {
                 "ready" => b.ready_after = Span::seconds(value.parse().unwrap()),
                 "vocabulary" => b.vocabulary = value.parse().unwrap(),
                 "probes" => b.probe_set = if value == "none" { String::new() } else { value.into() },
+                "conversion" => b.conversion = number(),
                 "garbage" => b.garbage = value == "yes",
                 other => panic!("no behaviour {other:?}"),
             }

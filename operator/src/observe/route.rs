@@ -1,5 +1,6 @@
 //! The HTTPRoute: its rule, its weights, and the ledger in its annotations.
 
+use super::detours;
 use crate::render::{Compact, labels::MANAGED_BY};
 use bitnet_api::keys::{label, route as key};
 use bitnet_core::{
@@ -43,7 +44,9 @@ impl RouteView {
     pub fn managed(object: DynamicObject) -> Self {
         let name = object.metadata.annotations.as_ref().and_then(|all| all.get(key::RULE));
         let rules = object.data["spec"]["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let rule = name.and_then(|name| rules.iter().position(|rule| rule["name"] == name.as_str())).unwrap_or(0);
+        let named = name.and_then(|name| rules.iter().position(|rule| rule["name"] == name.as_str()));
+        let first = || rules.iter().position(|rule| !is_derived(&object.metadata, rule));
+        let rule = named.or_else(first).unwrap_or(0);
         Self::new(Some(object), rule)
     }
 
@@ -63,8 +66,21 @@ impl RouteView {
         Self { object: Some(object), rule: self.rule }
     }
 
-    fn rule(&self) -> Option<&Value> {
-        self.object.as_ref()?.data.get("spec")?.get("rules")?.get(self.rule)
+    /// Our rule, raw.
+    pub(crate) fn rule(&self) -> Option<&Value> {
+        self.rules().get(self.rule)
+    }
+
+    /// All rules, raw.
+    pub(crate) fn rules(&self) -> &[Value] {
+        let rules = self.object.as_ref().map(|object| &object.data["spec"]["rules"]);
+        rules.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The rules that were derived from ours, with their indices.
+    pub(crate) fn derived(&self) -> Vec<(usize, &Value)> {
+        let meta = self.meta();
+        self.rules().iter().enumerate().filter(|(_, rule)| is_derived(meta, rule)).collect()
     }
 
     /// Name of our rule, if it has one.
@@ -82,10 +98,10 @@ impl RouteView {
         self.object.as_ref()?.data.get("spec")?.get("parentRefs")
     }
 
-    /// Weights by backend, as they are stored; a missing weight is 1.
+    /// Weights by backend, as they are stored; a missing weight is 1. Those of the split, where a derived rule holds it.
     pub fn weights(&self) -> BTreeMap<String, i32> {
         let mut weights = BTreeMap::new();
-        for backend in backends(self.backend_refs()) {
+        for backend in backends(detours::read(self).1) {
             *weights.entry(backend.name).or_default() += backend.weight as i32;
         }
         weights
@@ -104,6 +120,13 @@ impl RouteView {
         };
         Some(refs.as_array().map(|refs| refs.iter().map(name).collect()).unwrap_or_default())
     }
+}
+
+/// The ledger names this rule as one that was derived from ours.
+fn is_derived(meta: &ObjectMeta, rule: &Value) -> bool {
+    let names = meta.annotations.as_ref().and_then(|all| all.get(key::DERIVED_RULES));
+    let name = rule["name"].as_str();
+    names.is_some_and(|names| names.split(',').any(|derived| Some(derived) == name))
 }
 
 /// What the route says, given the other rollouts of the namespace.
@@ -146,13 +169,16 @@ pub(super) fn read(rollout: &Rollout, object: Option<DynamicObject>, rivals: &[R
     } else {
         None
     };
+    let (detours, split) = detours::read(&view);
     let acceptance = view.object.as_ref().map_or_else(|| Err(String::new()), acceptance);
     let route = Route {
         uid: view.meta().uid.clone().unwrap_or_default(),
         resource_version: view.meta().resource_version.clone().unwrap_or_default(),
         accepted: acceptance.is_ok(),
         acceptance_message: acceptance.err().unwrap_or_default(),
-        backends: backends(view.backend_refs()),
+        backends: backends(split),
+        detours,
+        spare_rules: detours::spare(&view),
         ledger,
         owned,
         originals_ready: None,
@@ -198,17 +224,20 @@ fn older_claim(rollout: &Rollout, rivals: &[Rival]) -> Option<String> {
 fn rule_index(rollout: &Rollout, object: &DynamicObject) -> Result<usize, String> {
     let none = Vec::new();
     let rules = object.data["spec"]["rules"].as_array().unwrap_or(&none);
+    let mut theirs = (0..rules.len()).filter(|i| !is_derived(&object.metadata, &rules[*i]));
     match &rollout.route {
-        RouteTarget::Own { .. } if rules.is_empty() => Err("the HTTPRoute has no rule".into()),
-        RouteTarget::Own { .. } => Ok(0),
+        RouteTarget::Own { .. } => theirs.next().ok_or_else(|| "the HTTPRoute has no rule".into()),
         RouteTarget::Adopt { rule: Some(name), .. } => {
             let position = rules.iter().position(|rule| rule["name"] == name.as_str());
             position.ok_or_else(|| format!("the HTTPRoute has no rule named {name}: name one in spec.rules[].name"))
         }
-        RouteTarget::Adopt { rule: None, .. } if rules.len() == 1 => Ok(0),
-        RouteTarget::Adopt { rule: None, .. } => {
-            Err(format!("the HTTPRoute has {} rules: say which one with spec.route.rule", rules.len()))
-        }
+        RouteTarget::Adopt { rule: None, .. } => match (theirs.next(), theirs.count()) {
+            (Some(only), 0) => Ok(only),
+            (first, more) => {
+                let all = usize::from(first.is_some()) + more;
+                Err(format!("the HTTPRoute has {all} rules: say which one with spec.route.rule"))
+            }
+        },
     }
 }
 

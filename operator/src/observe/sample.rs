@@ -41,10 +41,21 @@ pub(super) async fn take(
         identities(from, world, attempt),
     )
     .await;
-    let scrape = Scrape { candidate, stable, interval: rollout.gate.interval };
+    let scrape = Scrape { candidate, stable, interval: rollout.gate.interval, attempt: attempt.number };
     let stable_total = scrape.stable.total();
     let (live, pending) = from.references.difference(&rollout.uid, &scrape);
     (Sample { at: now, live, stable_total, probes, comparable }, pending)
+}
+
+/// What became of the guard's comparison: nothing else is asked for it.
+pub(super) async fn of_guard(
+    from: Sources<'_>,
+    rollout: &Rollout,
+    world: &World,
+    job: Option<&ProbeJob>,
+    now: Time,
+) -> Sample {
+    Sample { at: now, probes: comparison(from, rollout, world, job).await, ..Sample::default() }
 }
 
 /// Ready pods of a revision with their IPs, by name.
@@ -64,7 +75,7 @@ async fn scrape(from: Sources<'_>, world: &World, revision: &Revision) -> ArmScr
         calls.push(scrape_one(from, name, ip));
     }
     let answers = stream::iter(calls).buffer_unordered(CONCURRENCY).collect().await;
-    ArmScrape { answers, alive }
+    ArmScrape { revision: revision.0.clone(), answers, alive }
 }
 
 async fn scrape_one(from: Sources<'_>, name: String, ip: IpAddr) -> (String, Option<Counters>) {

@@ -69,6 +69,7 @@ fn context(client: &Client) -> Arc<Context> {
         config,
         workers: Workers::new(1).unwrap(),
         references: References::default(),
+        guards: Guards::default(),
         metrics: Metrics::default(),
         ticks: Ticks::default(),
         events: Events::new(client.clone(), "test"),

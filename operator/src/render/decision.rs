@@ -116,6 +116,7 @@ impl Compact {
             "Promoted" => Verdict::Promoted,
             "RolledBack" => Verdict::RolledBack,
             "Inconclusive" => Verdict::Inconclusive,
+            "Reported" => Verdict::Reported,
             _ => return None,
         };
         let key = LatchKey::parse(&record.key)?;

@@ -155,6 +155,7 @@ fn arguments(rollout: &Rollout, serving: &Serving) -> Vec<String> {
     };
     flag("model", MODEL.into());
     flag("rollout", rollout.name.clone());
+    flag("rollout-uid", rollout.uid.clone());
     flag("revision", serving.revision.0.clone());
     flag("probes", format!("{PROBES}/{}", rollout.gate.probes.key));
     flag("max-batch", settings.max_batch.to_string());

@@ -1,7 +1,7 @@
 //! The one write of the HTTPRoute: weights and ledger together. Never through a typed struct, which would drop the
 //! fields that it does not know.
 
-use super::{Action, Compact, Kind, Operations, Write};
+use super::{Action, Compact, Kind, Operations, Write, detours};
 use crate::observe::{RouteView, World};
 use bitnet_api::{
     keys::{self, route as key},
@@ -9,7 +9,7 @@ use bitnet_api::{
 };
 use bitnet_core::{
     model::{Revision, Rollout, RouteTarget},
-    observation::Ledger,
+    observation::{Detours, Ledger},
     plan::{DecisionRecord, RouteWrite},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -23,8 +23,8 @@ pub(super) fn render(rollout: &Rollout, world: &World, write: &RouteWrite, owner
         RouteWrite::Create { backends, ledger } => {
             Action::Create(Box::new(own_route(rollout, backends, ledger, owner)))
         }
-        RouteWrite::Set { backends, ledger, adopt, decision } => {
-            let mut operations = set(rollout, world, backends, ledger, *adopt, decision.as_deref());
+        RouteWrite::Set { backends, ledger, detours, adopt, decision } => {
+            let mut operations = set(rollout, world, (backends, detours), ledger, *adopt, decision.as_deref());
             if matches!(rollout.route, RouteTarget::Own { .. }) {
                 operations.with_owner(world.route.meta(), owner);
             }
@@ -46,7 +46,7 @@ pub(super) fn render(rollout: &Rollout, world: &World, write: &RouteWrite, owner
 fn set(
     rollout: &Rollout,
     world: &World,
-    backends: &[(Revision, u32)],
+    (backends, detours): (&[(Revision, u32)], &Detours),
     ledger: &Ledger,
     adopt: bool,
     decision: Option<&DecisionRecord>,
@@ -55,8 +55,9 @@ fn set(
     let meta = route.meta();
     let existing = route.backend_refs();
     let mut operations = rule_tests(world);
-    let refs = backends.iter().map(|(revision, weight)| backend_ref(existing, revision, *weight)).collect();
-    operations.add(["spec", "rules", &route.index(), "backendRefs"], Value::Array(refs));
+    let refs = detours::own_refs(existing, backends, detours);
+    operations.add(["spec", "rules", &route.index(), "backendRefs"], refs);
+    detours::replace(&mut operations, route, &detours::rules(route, backends, detours));
 
     let mut ledger = ledger.clone();
     if adopt {
@@ -65,6 +66,7 @@ fn set(
         ledger.epoch = ledger.epoch.max(left + 1);
     }
     let mut wanted = annotations(rollout, route.rule_name(), &ledger, decision);
+    wanted.insert(key::DERIVED_RULES, detours::names(detours));
     if adopt {
         let kept = meta.annotations.as_ref().and_then(|all| all.get(key::ORIGINALS)).cloned();
         let originals = kept.unwrap_or_else(|| existing.cloned().unwrap_or(Value::Null).to_string());
@@ -85,14 +87,22 @@ fn restore(world: &World, uid: &str) -> json_patch::Patch {
         _ if route.backend_refs().is_some() => operations.remove(["spec", "rules", &route.index(), "backendRefs"]),
         _ => {}
     }
+    detours::replace(&mut operations, route, &[]);
     clear(&mut operations, route.meta());
     operations.without_owner(route.meta(), uid);
     operations.patch()
 }
 
 fn release(world: &World, uid: &str) -> json_patch::Patch {
-    let meta = world.route.meta();
+    let route = &world.route;
+    let meta = route.meta();
     let mut operations = Operations::on(meta);
+    let refs = route.backend_refs().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if refs.iter().any(|backend| detours::mark_of(backend).is_some()) {
+        let plain = refs.iter().cloned().map(|backend| detours::marked(backend, None)).collect();
+        operations.replace(["spec", "rules", &route.index(), "backendRefs"], plain);
+    }
+    detours::replace(&mut operations, route, &[]);
     clear(&mut operations, meta);
     operations.without_owner(meta, uid);
     operations.patch()
@@ -109,8 +119,10 @@ pub(crate) fn detach_patch(route: &RouteView, uid: &str) -> json_patch::Patch {
     let mut operations = Operations::on(meta);
     if let Some(mut alone) = alone.filter(|_| refs.is_some_and(|refs| refs.len() > 1)) {
         alone["weight"] = json!(100);
+        let alone = detours::marked(alone, None);
         operations.replace(["spec", "rules", &route.index(), "backendRefs"], json!([alone]));
     }
+    detours::replace(&mut operations, route, &[]);
     clear(&mut operations, meta);
     operations.without_owner(meta, uid);
     operations.patch()
@@ -129,7 +141,7 @@ fn rule_tests(world: &World) -> Operations {
 }
 
 /// The backend of a revision with an explicit weight; what a person added to an existing one stays.
-fn backend_ref(existing: Option<&Value>, revision: &Revision, weight: u32) -> Value {
+pub(super) fn backend_ref(existing: Option<&Value>, revision: &Revision, weight: u32) -> Value {
     let known = existing
         .and_then(Value::as_array)
         .and_then(|refs| refs.iter().find(|found| is_service(found) && found["name"] == revision.as_str()));

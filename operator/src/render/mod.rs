@@ -5,6 +5,7 @@
 
 mod decision;
 mod deployment;
+pub(crate) mod detours;
 pub(crate) mod event;
 mod http_route;
 pub mod labels;

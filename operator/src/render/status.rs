@@ -1,5 +1,7 @@
 //! `status` of the custom resource: what the plan's report, the route and the evidence say, in the words of the API.
 
+mod users;
+
 use super::{Compact, decision::rfc3339};
 use crate::observe::{RouteView, World};
 use bitnet_api::{
@@ -14,7 +16,7 @@ use bitnet_core::{
     evidence::{Assessment, Finding, Signal, SignalKind, SignalState},
     model::{Revision, Rollout, Source},
     observation::{Ledger, Pod, RouteState, VerbRequest},
-    plan::Plan,
+    plan::{Plan, State},
     report::{Phase, Reason},
 };
 use k8s_openapi::{
@@ -34,6 +36,8 @@ pub struct Facts<'a> {
     pub rollout: &'a Rollout,
     /// Status as it was read.
     pub old: &'a ModelRolloutStatus,
+    /// The state as it was read.
+    pub stored: &'a State,
     /// The world as it was read.
     pub world: &'a World,
     /// What was planned.
@@ -81,9 +85,17 @@ pub fn render(facts: &Facts<'_>) -> ModelRolloutStatus {
     if let Some(assessment) = &plan.assessment {
         assessed(&mut status, assessment);
     }
+    if let Some(guard) = plan.guard.as_ref().filter(|_| plan.checkpoint) {
+        status.signals = guard.signals.iter().map(signal_status).collect();
+    }
+    if let Some(users) = &plan.users {
+        status.signals.retain(|signal| !users::NAMES.contains(&signal.name.as_str()));
+        status.signals.extend(users::signals(users));
+    }
     decided(&mut status, ledger, attempt.is_none());
     answered(&mut status, plan, &facts.world.observation.verbs, facts.now);
-    status.evidence = Some(plan.state.encode(&rollout.gate.parameters_hash())).filter(|text| !text.is_empty());
+    status.evidence =
+        Some(plan.to_store(facts.stored).encode(&rollout.gate.parameters_hash())).filter(|text| !text.is_empty());
     status.conditions = conditions(facts, &status);
     status
 }
@@ -265,12 +277,17 @@ fn conditions(facts: &Facts<'_>, status: &ModelRolloutStatus) -> Vec<Condition> 
     set.put(kind::BASELINE_SERVING, truth(up > 0), &word, &text);
 
     traffic(&mut set, facts, ledger);
-    match &plan.assessment {
-        Some(assessment) => quality(&mut set, assessment),
-        None if status.signals.is_empty() => {
+    let alarm = plan.guard.as_ref().and_then(|guard| guard.alarm);
+    match (&plan.assessment, alarm) {
+        (Some(assessment), _) => quality(&mut set, assessment),
+        (None, Some((signal, ln_m))) => {
+            let text = format!("the guard: {} is beyond its margin (ln M {})", signal.name(), decimal(ln_m, 1));
+            set.put(kind::QUALITY_HEALTHY, "False", &failed(signal).name(), &text);
+        }
+        (None, None) if status.signals.is_empty() => {
             set.put(kind::QUALITY_HEALTHY, "Unknown", reasons::NO_EVIDENCE, "no attempt has brought evidence");
         }
-        None => {}
+        (None, None) => {}
     }
     let rolled_back = ledger.and_then(|ledger| ledger.rollback_of.as_ref()).filter(|key| {
         key.uid == rollout.uid

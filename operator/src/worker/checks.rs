@@ -3,6 +3,7 @@
 use super::Asked;
 use bitnet_api::worker::{
     Buckets, CompareResult, Counters, FIRST_BUCKET, Generation, Identity, OVERFLOW_BUCKET, PromptComparison,
+    USER_GROUPS, Users,
 };
 
 /// Cosines and shares may leave their range by this much through rounding.
@@ -66,7 +67,22 @@ pub(super) fn counters(counters: &Counters) -> Result<(), Unusable> {
     let classes =
         [errors.server, errors.overloaded, errors.timeout, errors.broken_stream, errors.non_finite, errors.fallback];
     let total = classes.iter().chain([&counters.finished]).try_fold(0u64, |sum, count| sum.checked_add(*count));
-    must(total.is_some(), "errors", "overflows")
+    must(total.is_some(), "errors", "overflows")?;
+    users(&counters.users)
+}
+
+/// Each user says one thing from 0 to 1.
+fn users(users: &Users) -> Result<(), Unusable> {
+    must(users.groups.len() <= USER_GROUPS / 4, "users.groups", "must be a bit set of all groups at most")?;
+    must(users.groups.bytes().all(|b| b.is_ascii_hexdigit()), "users.groups", "must be hexadecimal")?;
+    must(users.feedback.len() <= LIST_LIMIT, "users.feedback", "must be about at most 64 revisions")?;
+    for about in &users.feedback {
+        must(about.revision.len() <= TEXT_LIMIT, "users.feedback", "has a name longer than 256 bytes")?;
+        let most = about.count.checked_mul(1_000_000);
+        let sound = most.is_some_and(|most| about.sum <= most / 1000 && about.squares <= most);
+        must(sound, "users.feedback", "must hold sums of values from 0 to 1")?;
+    }
+    Ok(())
 }
 
 fn buckets(buckets: &Buckets, field: &'static str) -> Result<(), Unusable> {

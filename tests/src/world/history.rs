@@ -20,8 +20,11 @@ pub struct RouteVersion {
     pub seen: Timestamp,
     /// Its resourceVersion.
     pub resource_version: String,
-    /// Weights of all backends of all rules, by Service name.
+    /// Weights of all backends of the user's rules, by Service name; of the rule that holds the split of an A/B test, where
+    /// there is one.
     pub weights: BTreeMap<String, i64>,
+    /// Names of the rules that were derived for an A/B test.
+    pub derived: Vec<String>,
     /// Our annotations, without their prefix.
     pub ledger: BTreeMap<String, String>,
 }
@@ -110,7 +113,14 @@ impl Drop for RouteHistory {
 
 fn record(versions: &Mutex<Vec<RouteVersion>>, route: &DynamicObject) {
     let mut weights = BTreeMap::new();
-    for rule in route.data["spec"]["rules"].as_array().into_iter().flatten() {
+    let rules = route.data["spec"]["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let names = route.annotations().get("rollouts.bitnet.dev/derived-rules").map(String::as_str).unwrap_or_default();
+    let is_derived = |rule: &&serde_json::Value| names.split(',').any(|name| rule["name"] == name);
+    let derived = rules.iter().filter(is_derived).map(|rule| rule["name"].as_str().unwrap_or_default().to_owned());
+    let derived: Vec<String> = derived.collect();
+    let apart = derived.iter().any(|name| name == "bitnet-split");
+    let counted = |rule: &&serde_json::Value| if apart { rule["name"] == "bitnet-split" } else { !is_derived(rule) };
+    for rule in rules.iter().filter(counted) {
         for backend in rule["backendRefs"].as_array().into_iter().flatten() {
             let name = backend["name"].as_str().unwrap_or_default().to_owned();
             *weights.entry(name).or_default() += backend["weight"].as_i64().unwrap_or(1);
@@ -125,10 +135,13 @@ fn record(versions: &Mutex<Vec<RouteVersion>>, route: &DynamicObject) {
         seen: Timestamp::now(),
         resource_version: route.resource_version().unwrap_or_default(),
         weights,
+        derived,
         ledger,
     };
     let mut versions = versions.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = versions.last().is_some_and(|last| last.weights == version.weights && last.ledger == version.ledger);
+    let same = versions.last().is_some_and(|last| {
+        last.weights == version.weights && last.derived == version.derived && last.ledger == version.ledger
+    });
     if !same {
         versions.push(version);
     }

@@ -1,12 +1,14 @@
 //! Tests on a real cluster: one box for all of them, a namespace for each, one after the other, because latency is
 //! among the things they measure.
 
+mod ab_test;
 mod admission;
 mod bad_input;
 mod blue_green;
 mod canary;
 mod chart;
 mod crds;
+mod guard;
 mod kill;
 mod operator;
 mod stand;
@@ -116,6 +118,8 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(canary::identical_models_are_promoted),
         trial!(canary::healthy_is_promoted_damaged_is_rolled_back),
         trial!(blue_green::nobody_meets_a_damaged_model_and_both_ways_cost_nothing),
+        trial!(ab_test::a_user_stays_with_one_arm),
+        trial!(guard::a_defect_after_the_promotion_goes_back_to_fp16),
         // Ten minutes of its own: `cargo verify --long`.
         trial!(kill::twenty_kills_change_no_end_state).with_ignored_flag(true),
     ]

@@ -9,6 +9,8 @@ mod later;
 mod quality_gate;
 
 #[cfg(feature = "crd")]
+mod ab_test;
+#[cfg(feature = "crd")]
 mod model_rollout;
 #[cfg(feature = "crd")]
 mod rollout_decision;
@@ -26,6 +28,7 @@ pub use quality_gate::*;
 
 #[cfg(feature = "crd")]
 pub use {
+    ab_test::*,
     model_rollout::*,
     rollout_decision::*,
     rollout_status::*,

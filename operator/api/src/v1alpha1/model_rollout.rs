@@ -1,7 +1,7 @@
 //! What a user asks for: a baseline, a model, a route, and how the one takes over from the other.
 
 use super::{ModelRolloutStatus, QualityGateSpec, RouteSpec, StrategySpec, schema::without_null};
-use crate::units::Duration;
+use crate::units::{Decimal, Duration};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,8 +39,6 @@ use serde::{Deserialize, Serialize};
         .message("precision: binary and mixed have not landed yet; use ternary, fp16 or auto").field_path(".model.precision"),
     validation = Rule::new("has(self.gate) != has(self.gateSpec)")
         .message("exactly one of gate and gateSpec must be given"),
-    validation = Rule::new("!has(self.guard) || !self.guard.enabled")
-        .message("guard has not landed yet; leave enabled at false").field_path(".guard.enabled"),
     validation = Rule::new("self.capacity != 'swap'")
         .message("capacity: swap has not landed yet; use surge").field_path(".capacity"),
     validation = Rule::new("duration(self.scaleDownDelay) <= duration('168h')")
@@ -222,13 +220,26 @@ pub struct GateReference {
     pub name: String,
 }
 
-/// Comparing on after a promotion (has not landed).
-#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Comparing on after a promotion, for as long as the model serves. A model that lies exactly on its margins is taken to
+/// fp16 by mistake after 100,000 intervals on average at the earliest (69 days of minutes), a healthy one far later.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("!has(self.interval) || (duration(self.interval) >= duration('1s') && duration(self.interval) <= duration('1h'))")
+        .message("interval must be between 1s and 1h").field_path(".interval"),
+    validation = Rule::new("!has(self.maxRatio) || (double(self.maxRatio) > 1.0 && double(self.maxRatio) <= 10.0)")
+        .message("maxRatio must be above 1 and at most 10").field_path(".maxRatio"),
+)]
 #[serde(rename_all = "camelCase")]
 pub struct GuardSpec {
     /// Compare on, and return to fp16 when the promoted model gets worse.
     #[serde(default)]
     pub enabled: bool,
+    /// Time between two comparisons, 1s to 1h. Default 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// The model may take at most this multiple of fp16's time. Default: the gate's maxRatio.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ratio: Option<Decimal>,
 }
 
 /// Where the candidate's pods come from.

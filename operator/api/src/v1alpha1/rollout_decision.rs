@@ -59,7 +59,7 @@ pub struct RolloutDecisionSpec {
     #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
     #[serde(default)]
     pub exposed_requests: i64,
-    /// What was decided: Promoted, RolledBack or Inconclusive.
+    /// What was decided: Promoted, RolledBack, Inconclusive, or Reported by an A/B test.
     #[schemars(length(max = 63))]
     pub verdict: String,
     /// The rule that fired.

@@ -135,10 +135,10 @@ pub struct StepStatus {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SignalStatus {
-    /// cosine, cosine-tail, latency or errors.
+    /// cosine, cosine-tail, latency or errors; in an A/B test also users and sample-ratio.
     #[schemars(length(max = 63))]
     pub name: String,
-    /// Waiting, Continue, Proven or Failed.
+    /// Waiting, Continue, Proven or Failed; of users Better, Worse or NoDifference.
     #[schemars(length(max = 63))]
     #[serde(default)]
     pub verdict: String,

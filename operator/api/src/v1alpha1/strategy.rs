@@ -1,4 +1,4 @@
-use super::Later;
+use super::{AbTestSpec, Later};
 use crate::units::Duration;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(given, given).size() == 1")
         .message("exactly one of canary, blueGreen and abTest must be given"),
-    validation = Rule::new("!has(self.abTest)").message("abTest has not landed yet; use canary or blueGreen").field_path(".abTest"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct StrategySpec {
@@ -19,9 +18,9 @@ pub struct StrategySpec {
     /// All traffic at once, after everything was proven without users; the old model stays whole for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blue_green: Option<BlueGreenSpec>,
-    /// A fixed share of the users for a fixed time (has not landed).
+    /// A share of the users for a time, each of whom stays with one arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ab_test: Option<Later>,
+    pub ab_test: Option<AbTestSpec>,
 }
 
 /// All traffic at once. The candidate is compared at weight 0 until quality and paired latency are proven, then it takes

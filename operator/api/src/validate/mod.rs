@@ -3,7 +3,11 @@
 //!
 //! Pure and total: an object of any shape gives a rollout or a [`Refusal`], never a panic.
 
+#[cfg(feature = "crd")]
+mod ab_test;
 mod gate;
+#[cfg(feature = "crd")]
+mod guard;
 mod refusal;
 #[cfg(feature = "crd")]
 mod revision;
@@ -60,12 +64,14 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
             "set it to fp16 or auto",
         ));
     }
-    if spec.guard.as_ref().is_some_and(|guard| guard.enabled) {
-        return Err(Refusal::not_landed("spec.guard.enabled", "set it to false"));
-    }
     if spec.capacity == Capacity::Swap {
         return Err(Refusal::not_landed("spec.capacity", "set it to surge"));
     }
+    let baseline = arm(name, "spec.baseline", &spec.baseline, Precision::Fp16, pools)?;
+    let model = arm(name, "spec.model", &spec.model, Precision::Auto, pools)?;
+    let route = route(&spec.route)?;
+    let strategy = strategy::strategy(spec.strategy.as_ref())?;
+    let gate = gate::chosen_gate(name, spec, gate)?;
     Ok(Rollout {
         namespace,
         name: name.to_owned(),
@@ -73,11 +79,12 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
         generation: metadata.generation.unwrap_or(0),
         deleting: metadata.deletion_timestamp.is_some(),
         paused: spec.paused,
-        baseline: arm(name, "spec.baseline", &spec.baseline, Precision::Fp16, pools)?,
-        model: arm(name, "spec.model", &spec.model, Precision::Auto, pools)?,
-        route: route(&spec.route)?,
-        strategy: strategy::strategy(spec.strategy.as_ref())?,
-        gate: gate::chosen_gate(name, spec, gate)?,
+        baseline,
+        model,
+        route,
+        strategy,
+        guard: guard::guard(spec.guard.as_ref(), &gate)?,
+        gate,
         scale_down_delay: span("spec.scaleDownDelay", &spec.scale_down_delay, 0, 168 * HOUR)?,
         progress_deadline: span("spec.progressDeadline", &spec.progress_deadline, 10_000, 168 * HOUR)?,
         deletion_policy: match spec.deletion_policy {

@@ -1,4 +1,4 @@
-use super::{HOUR, Refusal, integer, is_dns_label, span};
+use super::{HOUR, Refusal, ab_test::ab_test, integer, is_dns_label, span};
 use crate::v1alpha1::{self, BlueGreenSpec, CanarySpec, StepSpec, StrategySpec};
 use bitnet_core::{
     Span,
@@ -16,12 +16,10 @@ const LAST_WEIGHT: u32 = 50;
 
 pub(super) fn strategy(strategy: Option<&StrategySpec>) -> Result<Strategy, Refusal> {
     let Some(strategy) = strategy else { return canary(&CanarySpec::default()).map(Strategy::Canary) };
-    if strategy.ab_test.is_some() {
-        return Err(Refusal::not_landed("spec.strategy.abTest", "use canary or blueGreen"));
-    }
-    match (&strategy.canary, &strategy.blue_green) {
-        (Some(spec), None) => canary(spec).map(Strategy::Canary),
-        (None, Some(spec)) => blue_green(spec).map(Strategy::BlueGreen),
+    match (&strategy.canary, &strategy.blue_green, &strategy.ab_test) {
+        (Some(spec), None, None) => canary(spec).map(Strategy::Canary),
+        (None, Some(spec), None) => blue_green(spec).map(Strategy::BlueGreen),
+        (None, None, Some(spec)) => ab_test(spec).map(Strategy::AbTest),
         _ => Err(Refusal::invalid("spec.strategy", "a rollout has exactly one strategy", "write `canary: {}`")),
     }
 }

@@ -26,6 +26,36 @@ impl ErrorCounts {
     }
 }
 
+/// Users who are told apart by a header fall into this many groups by their hash; a group as a whole belongs to one arm.
+pub const USER_GROUPS: usize = 16_384;
+
+/// Users of an A/B test that this process met, cumulative.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Users {
+    /// Users who were given a cookie of this revision.
+    pub assigned: u64,
+    /// Groups of users of this revision that came, as a bit set in hexadecimal (bit i of byte j: group 8 j + i); empty for
+    /// none.
+    pub groups: String,
+    /// First feedback of users, by the revision that answered.
+    pub feedback: Vec<Feedback>,
+}
+
+/// First feedback of users about answers of one revision. Values are counted in thousandths, so that sums are exact.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Feedback {
+    /// The revision.
+    pub revision: String,
+    /// Users.
+    pub count: u64,
+    /// Sum of their values, in thousandths.
+    pub sum: u64,
+    /// Sum of the squares, in millionths.
+    pub squares: u64,
+}
+
 /// Cumulative, exact counters of one worker process, live requests only: internal traffic (compare, score, generate)
 /// is not in them. A new `process` means the counters started again at zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -57,4 +87,7 @@ pub struct Counters {
     pub degenerate_answers: u64,
     /// Seconds in which the engine worked, all requests and internal work.
     pub busy_seconds: f64,
+    /// Users of an A/B test.
+    #[serde(default)]
+    pub users: Users,
 }

@@ -19,7 +19,7 @@ pub struct Identity {
     pub eos: Vec<u32>,
     /// Model digest: SHA-256 (hex) over the sorted lines `path NUL size NUL sha256(file) LF` of the model directory.
     pub model_digest: String,
-    /// `ternary`, `binary`, `mixed` or `fp16`.
+    /// `ternary`, `binary`, `fp16`, `bf16` or `fp32`, as the linear layers are; `mixed` where they differ.
     pub precision: String,
     /// Name of the kernel set in use.
     pub kernel: String,

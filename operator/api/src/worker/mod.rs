@@ -11,7 +11,7 @@ mod peer;
 
 pub use buckets::{Buckets, FIRST_BUCKET, LAST_BUCKET, OVERFLOW_BUCKET, bucket_of, upper_edge};
 pub use compare::{Busy, CompareRequest, CompareResult, Generation, Pair, ProbeSet, PromptComparison};
-pub use counters::{Counters, ErrorCounts};
+pub use counters::{Counters, ErrorCounts, Feedback, USER_GROUPS, Users};
 pub use identity::Identity;
 pub use peer::{GenerateRequest, GenerateResult, ScoreRequest};
 
@@ -25,6 +25,13 @@ pub const COMPARE_PATH: &str = "/internal/v1/compare";
 pub const SCORE_PATH: &str = "/internal/v1/score";
 /// `POST` ([`GenerateRequest`] → [`GenerateResult`]): a greedy continuation with engine-clock times.
 pub const GENERATE_PATH: &str = "/internal/v1/generate";
+
+/// `POST` on the public port: what a user thinks of an answer, `{"id": "<id of the answer>", "value": 0 to 1}`.
+pub const FEEDBACK_PATH: &str = "/v1/feedback";
+
+/// Added by the gateway to the requests of an A/B test: `1;<rollout uid>;<stable>;<candidate>;<weight>;<attempt>;cookie|header;<its
+/// name>;<seconds>`. The uid is known to the cluster only: without it the header means nothing.
+pub const SPLIT_HEADER: &str = "x-bitnet-split";
 
 /// Port of the OpenAI API, `/livez`, `/readyz` and `/metrics`.
 pub const PUBLIC_PORT: u16 = 8080;

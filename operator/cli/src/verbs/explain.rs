@@ -48,6 +48,7 @@ fn words(d: &RolloutDecisionSpec) -> String {
         "Promoted" => format!("{} was promoted: it serves 100 % in place of {}.", d.candidate, d.stable),
         "RolledBack" => format!("{} was rolled back: all traffic went to {}.", d.candidate, d.stable),
         "Inconclusive" => format!("{} could not be decided: it was taken to weight 0 and is not blamed.", d.candidate),
+        "Reported" => format!("The A/B test of {} ended: it was taken to weight 0, a person decides.", d.candidate),
         other => format!("{}: {other}.", d.candidate),
     };
     let _ = writeln!(text, "{what}");

@@ -5,5 +5,7 @@ pub(crate) mod create;
 pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod history;
+pub(crate) mod lint;
+pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod steer;

@@ -1,7 +1,7 @@
 //! The running attempt: its ticks, its comparisons, its evidence.
 
 use super::{
-    Attempt, ProbeJob, blue_green, canary,
+    Attempt, ProbeJob, ab_test, blue_green, canary,
     draft::{Draft, note, shortened},
     tick_due,
     verdict::scrambled,
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Span, Time,
     evidence::{Assessment, Evidence, Gate, Probes, Tick, codec::Fnv},
-    model::Revision,
+    model::{Revision, Rollout, Strategy},
     observation::{Comparable, ProbeOutcome, Sample},
     report::{Phase, Reason},
 };
@@ -20,10 +20,20 @@ const READY_TICKS: u32 = 2;
 /// No tick has more prompts: what claims to is garbage.
 const MOST_PROMPTS: u32 = 256;
 
-/// The gate of the k-th test: alpha / 2^k, so that all tests of an attempt together keep twice the budget.
-pub(super) fn effective(gate: &Gate, reconfigurations: u32) -> Gate {
-    let share = 0.5f64.powi(reconfigurations.min(60) as i32);
-    Gate { alpha_rollback: gate.alpha_rollback * share, alpha_promote: gate.alpha_promote * share, ..gate.clone() }
+/// The gate of the k-th test: alpha / 2^k, so that all tests of an attempt together keep twice the budget. An A/B test
+/// watches for defects that begin late as long as it lasts.
+pub(super) fn effective(rollout: &Rollout, reconfigurations: u32) -> Gate {
+    let (gate, share) = (&rollout.gate, 0.5f64.powi(reconfigurations.min(60) as i32));
+    let longer = match &rollout.strategy {
+        Strategy::AbTest(test) => test.duration(),
+        Strategy::Canary(_) | Strategy::BlueGreen(_) => Span(0),
+    };
+    Gate {
+        alpha_rollback: gate.alpha_rollback * share,
+        alpha_promote: gate.alpha_promote * share,
+        deadline: Span(gate.deadline.0.saturating_add(longer.0)),
+        ..gate.clone()
+    }
 }
 
 /// Begins, drops or continues the attempt, takes the tick that is due, and leaves its assessment in the plan.
@@ -48,15 +58,16 @@ pub(super) fn keep(d: &mut Draft<'_>) {
     }
     take_tick(d);
     let confirmed = d.confirmed().then_some(d.plan.state.confirmed_at).flatten();
-    let gate = &d.view.rollout.gate;
+    let rollout = d.view.rollout;
     let Some(attempt) = d.plan.state.attempt.as_mut() else { return };
     attempt.step_since = confirmed;
+    let gate = effective(rollout, attempt.reconfigurations);
     if d.plan.assessment.is_none()
         && let Some(evidence) = &attempt.evidence
     {
-        let gate = effective(gate, attempt.reconfigurations);
         d.plan.assessment = Some(asked(&d.view, evidence, &gate, evidence.summary(&gate)));
     }
+    d.plan.users = ab_test::summary(d, &gate);
 }
 
 impl Attempt {
@@ -86,6 +97,7 @@ impl Attempt {
             mismatch: None,
             reconfigurations: 0,
             evidence: None,
+            users: None,
         }
     }
 
@@ -96,10 +108,10 @@ impl Attempt {
 
     /// A new test: the evidence starts again, the next budget is half, the deadline starts anew. What was rejected
     /// before stays rejected.
-    fn reconfigure(&mut self, gate: &Gate) {
+    fn reconfigure(&mut self, rollout: &Rollout) {
         self.reconfigurations = self.reconfigurations.saturating_add(1);
         self.excused = self.tick;
-        let gate = effective(gate, self.reconfigurations);
+        let gate = effective(rollout, self.reconfigurations);
         if let Some(evidence) = &mut self.evidence {
             evidence.renew(&gate);
         }
@@ -130,9 +142,9 @@ fn take_tick(d: &mut Draft<'_>) {
         return;
     }
     let tests = attempt.reconfigurations;
-    let current = effective(&rollout.gate, tests);
+    let current = effective(rollout, tests);
     if attempt.evidence.as_ref().is_some_and(|e| !e.is_of(&current)) {
-        attempt.reconfigure(&rollout.gate);
+        attempt.reconfigure(rollout);
     }
     let probes = take_probes(d, &mut attempt, &sample);
     if attempt.reconfigurations != tests {
@@ -145,11 +157,12 @@ fn take_tick(d: &mut Draft<'_>) {
     }
     attempt.last_tick = if late.0 < interval.0.saturating_mul(2) { attempt.last_tick + interval } else { now };
     let tick = tick(d, &attempt, &sample, probes);
-    let gate = effective(&rollout.gate, attempt.reconfigurations);
+    let gate = effective(rollout, attempt.reconfigurations);
     let evidence = attempt.evidence.get_or_insert_with(|| Evidence::new(&gate));
     let assessment = evidence.step(&gate, &tick);
     d.plan.assessment = Some(asked(&d.view, evidence, &gate, assessment));
     d.ticked = true;
+    ab_test::take_users(d, &mut attempt, &gate, &tick, &sample);
     if let Some((candidate, _, _)) = &tick.live {
         attempt.last_requests = u32::try_from(candidate.requests).unwrap_or(u32::MAX);
         if tick.weight.is_some_and(|w| w > 0) {
@@ -168,7 +181,11 @@ fn take_tick(d: &mut Draft<'_>) {
 
 /// What the strategy asks of a promotion: a switch at weight 0 has no live requests to ask anything of.
 fn asked(view: &View<'_>, evidence: &Evidence, gate: &Gate, assessment: Assessment) -> Assessment {
-    if view.blue_green().is_some() { evidence.for_switch(gate, assessment) } else { assessment }
+    match &view.rollout.strategy {
+        Strategy::Canary(_) => assessment,
+        Strategy::BlueGreen(_) => evidence.for_switch(gate, assessment),
+        Strategy::AbTest(test) => ab_test::asked(test, evidence, gate, assessment),
+    }
 }
 
 /// Pauses do not use up the gate's deadline, nor does the watch after a switch.
@@ -178,7 +195,7 @@ fn excuse(d: &Draft<'_>, attempt: &mut Attempt) {
         .checked_sub(1)
         .and_then(|i| d.view.steps().get(i))
         .is_some_and(|s| s.pause && !attempt.step_released && d.watched_for().is_some_and(|on| on >= s.duration));
-    if d.paused() || at_pause || blue_green::needs_no_deadline(d, attempt) {
+    if d.paused() || at_pause || blue_green::needs_no_deadline(d, attempt) || ab_test::needs_no_deadline(d) {
         attempt.excused = attempt.excused.saturating_add(1);
     }
 }
@@ -223,13 +240,13 @@ fn take_probes(d: &mut Draft<'_>, attempt: &mut Attempt, sample: &Sample) -> Opt
         }
         ProbeOutcome::Done(probes) => {
             attempt.job = None;
-            counted(attempt, &d.view.rollout.gate, probes).then(|| probes.clone())
+            counted(attempt, d.view.rollout, probes).then(|| probes.clone())
         }
     }
 }
 
 /// Results count that come whole, from the pinned probe set, with at least half of their prompts.
-fn counted(attempt: &mut Attempt, gate: &Gate, probes: &Probes) -> bool {
+fn counted(attempt: &mut Attempt, rollout: &Rollout, probes: &Probes) -> bool {
     // Without a set nothing was drawn; an answer that cannot be used has drawn and names none.
     attempt.probe_set_missing = probes.probe_set.is_empty() && probes.drawn == 0;
     if probes.probe_set.is_empty() || probes.probe_set.len() > 128 {
@@ -243,7 +260,7 @@ fn counted(attempt: &mut Attempt, gate: &Gate, probes: &Probes) -> bool {
             }
             // The second in a row: the set was changed on purpose. From here on it is the one that counts.
             attempt.probe_set = attempt.other_probe_set.take();
-            attempt.reconfigure(gate);
+            attempt.reconfigure(rollout);
         }
         Some(_) => attempt.other_probe_set = None,
         None => attempt.probe_set = Some(probes.probe_set.clone()),

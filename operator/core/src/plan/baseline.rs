@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Span,
     model::{LatchKey, Revision, RouteTarget},
-    observation::{Ledger, RouteState},
+    observation::{Detours, Ledger, RouteState},
     report::{Phase, Reason},
 };
 
@@ -69,7 +69,7 @@ fn write(d: &mut Draft<'_>, route_object: &str) {
         // Backends that are ours already (somebody removed the annotations) are no originals to go back to.
         let listed = d.view.route().map(|r| r.backends.as_slice()).unwrap_or_default();
         let ours = !listed.is_empty() && listed.iter().all(|b| d.view.workload(&Revision(b.name.clone())).is_some());
-        RouteWrite::Set { backends, ledger, adopt: !ours, decision: None }
+        RouteWrite::Set { backends, ledger, detours: Detours::default(), adopt: !ours, decision: None }
     });
     let text = format!("taken over, {home} at 100 %");
     d.event(false, Reason::Adopted, route_object, text.clone());

@@ -192,7 +192,7 @@ fn blocked(d: &mut Draft<'_>) -> Option<Block> {
 fn pace(view: &View<'_>) -> Pace {
     match &view.rollout.strategy {
         Strategy::Canary(canary) => canary.pace,
-        Strategy::BlueGreen(_) => Pace::Time,
+        Strategy::BlueGreen(_) | Strategy::AbTest(_) => Pace::Time,
     }
 }
 

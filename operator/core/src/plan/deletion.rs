@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Span,
     model::{DeletionPolicy, Revision},
-    observation::{Route, RouteState},
+    observation::{Detours, Route, RouteState},
     report::{Phase, Reason},
 };
 
@@ -65,7 +65,13 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
         ledger.epoch = old.epoch.saturating_add(1);
         ledger.step = 0;
         d.remember(&ledger, &weights);
-        d.plan.shift = Some(RouteWrite::Set { backends: weights.into(), ledger, adopt: false, decision: None });
+        d.plan.shift = Some(RouteWrite::Set {
+            backends: weights.into(),
+            ledger,
+            detours: Detours::default(),
+            adopt: false,
+            decision: None,
+        });
         d.say(
             Phase::RollingBack,
             note(Reason::Deleting, object, format!("all traffic to {on}, which is left serving")),

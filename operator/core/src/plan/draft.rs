@@ -1,5 +1,5 @@
 use super::{
-    Answered, DecisionRecord, Event, Plan, RouteWrite, Seen, State,
+    Answered, DecisionRecord, Event, Plan, RouteWrite, Seen, State, detours,
     view::{Standing, View},
 };
 use crate::{
@@ -54,6 +54,9 @@ impl<'a> Draft<'a> {
             state: state.clone(),
             answered: Vec::new(),
             assessment: None,
+            users: None,
+            guard: None,
+            checkpoint: false,
             report: Report { phase: Phase::Pending, headline, notes: Vec::new() },
             requeue_after: HEARTBEAT,
         };
@@ -198,7 +201,9 @@ impl<'a> Draft<'a> {
         edit(&mut ledger);
         ledger.epoch = old.epoch.saturating_add(1);
         self.remember(&ledger, &backends);
-        self.plan.shift = Some(RouteWrite::Set { backends, ledger, adopt: false, decision: decision.map(Box::new) });
+        let detours = detours::wanted(&self.view, &ledger, &backends);
+        let decision = decision.map(Box::new);
+        self.plan.shift = Some(RouteWrite::Set { backends, ledger, detours, adopt: false, decision });
     }
 
     /// What every write leaves in the state: the route as it will be, and clocks that start anew.

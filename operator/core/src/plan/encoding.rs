@@ -2,18 +2,20 @@
 //!
 //! Names of one rollout share their beginning, so each is written as what it shares with the one before it.
 
-use super::{Attempt, ProbeJob, Seen, State, StateError};
+use super::{Attempt, ProbeJob, Seen, State, StateError, Watch};
 use crate::{
     Span, Time,
     evidence::{
         Evidence,
+        ab::Ab,
         codec::{CodecError, Fnv, Reader, Writer},
+        guard::Guard,
     },
     model::Revision,
 };
 
 /// Format of the stored state.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Longest text that is stored of what others wrote (a mismatch, a probe set's hash).
 const LONGEST: usize = 160;
@@ -30,7 +32,7 @@ impl From<CodecError> for StateError {
 }
 
 impl State {
-    /// The state as text, at most 4,096 characters. `parameters_hash` is
+    /// The state as text, at most 4,096 characters (an A/B test may add 540). `parameters_hash` is
     /// [`Gate::parameters_hash`](crate::evidence::Gate::parameters_hash) of the gate that was planned with.
     pub fn encode(&self, parameters_hash: &str) -> String {
         let mut out = Names { w: Writer::new(), last: String::new() };
@@ -59,6 +61,10 @@ impl State {
         if let Some(attempt) = &self.attempt {
             out.attempt(attempt);
         }
+        out.w.bool(self.guard.is_some());
+        if let Some(watch) = &self.guard {
+            out.watch(watch);
+        }
         out.w.seal(VERSION, parameters(parameters_hash))
     }
 
@@ -83,6 +89,7 @@ impl State {
         let mut last = String::new();
         state.seen = r.option(|r| read_seen(r, &mut last))?;
         state.attempt = r.option(|r| read_attempt(r, &mut last))?;
+        state.guard = r.option(|r| read_watch(r, &mut last))?;
         r.finish()?;
         Ok(state)
     }
@@ -155,8 +162,17 @@ impl Names {
             self.w.bool(flag);
         }
         self.name(&a.last_pod);
-        self.w.bool(a.job.is_some());
-        if let Some(job) = &a.job {
+        self.job(a.job.as_ref());
+        for text in [&a.probe_set, &a.other_probe_set, &a.mismatch] {
+            self.w.option(text.as_deref(), |w, text| w.str(cut(text)));
+        }
+        self.w.option(a.evidence.as_ref(), |w, evidence| evidence.encode_into(w));
+        self.w.option(a.users.as_ref(), |w, users| users.encode_into(w));
+    }
+
+    fn job(&mut self, job: Option<&ProbeJob>) {
+        self.w.bool(job.is_some());
+        if let Some(job) = job {
             self.name(&job.pod);
             self.name(&job.candidate.0);
             self.name(&job.baseline.0);
@@ -165,10 +181,18 @@ impl Names {
             self.w.u32(job.tick);
             self.w.u32(job.attempt);
         }
-        for text in [&a.probe_set, &a.other_probe_set, &a.mismatch] {
-            self.w.option(text.as_deref(), |w, text| w.str(cut(text)));
-        }
-        self.w.option(a.evidence.as_ref(), |w, evidence| evidence.encode_into(w));
+    }
+
+    fn watch(&mut self, watch: &Watch) {
+        self.name(&watch.revision.0);
+        self.name(&watch.against.0);
+        self.w.u32(watch.tick);
+        self.w.i64(watch.last_tick.0);
+        self.job(watch.job.as_ref());
+        self.name(&watch.last_pod);
+        self.w.option(watch.probe_set.as_deref(), |w, text| w.str(cut(text)));
+        self.w.option(watch.stored_at, |w, t| w.i64(t.0));
+        watch.guard.encode_into(&mut self.w);
     }
 }
 
@@ -229,22 +253,39 @@ fn read_attempt(r: &mut Reader, last: &mut String) -> Result<Attempt, CodecError
         *flag = r.bool()?;
     }
     a.last_pod = name(r, last)?;
-    a.job = r.option(|r| {
-        Ok(ProbeJob {
-            pod: name(r, last)?,
-            candidate: revision(r, last)?,
-            baseline: revision(r, last)?,
-            stable: revision(r, last)?,
-            key: r.str()?,
-            tick: r.u32()?,
-            attempt: r.u32()?,
-        })
-    })?;
+    a.job = r.option(|r| read_job(r, last))?;
     for text in [&mut a.probe_set, &mut a.other_probe_set, &mut a.mismatch] {
         *text = r.option(Reader::str)?;
     }
     a.evidence = r.option(Evidence::decode_from)?;
+    a.users = r.option(Ab::decode_from)?;
     Ok(a)
+}
+
+fn read_job(r: &mut Reader, last: &mut String) -> Result<ProbeJob, CodecError> {
+    Ok(ProbeJob {
+        pod: name(r, last)?,
+        candidate: revision(r, last)?,
+        baseline: revision(r, last)?,
+        stable: revision(r, last)?,
+        key: r.str()?,
+        tick: r.u32()?,
+        attempt: r.u32()?,
+    })
+}
+
+fn read_watch(r: &mut Reader, last: &mut String) -> Result<Watch, CodecError> {
+    Ok(Watch {
+        revision: revision(r, last)?,
+        against: revision(r, last)?,
+        tick: r.u32()?,
+        last_tick: time(r)?,
+        job: r.option(|r| read_job(r, last))?,
+        last_pod: name(r, last)?,
+        probe_set: r.option(Reader::str)?,
+        stored_at: r.option(time)?,
+        guard: Guard::decode_from(r)?,
+    })
 }
 
 #[cfg(test)]
@@ -291,6 +332,7 @@ mod tests {
                 weights: vec![(revision(3), 95), (revision(2), 5), (revision(1), 0)],
             }),
             reverts: vec![Time(i64::MAX); 3],
+            guard: None,
             released_at: Some(Time(i64::MAX)),
         }
     }
@@ -310,6 +352,7 @@ mod tests {
             assert_eq!(State::decode(&text), Ok(state));
             let bytes = text.len() * 3 / 4;
             assert!(bytes + Evidence::MAX_BYTES <= 4096 / 4 * 3, "{bytes} bytes beside the evidence");
+            const { assert!(Ab::MAX_BYTES * 4 / 3 <= 540) };
         }
     }
 
@@ -318,10 +361,10 @@ mod tests {
         let text = largest().encode("0");
         assert!(matches!(State::decode(&text[..text.len() / 2]), Err(StateError::Garbled(_))));
         assert!(matches!(State::decode(""), Err(StateError::Garbled(_))));
-        assert_eq!(State::decode("/w"), Err(StateError::Version { found: 255, expected: 2 }));
+        assert_eq!(State::decode("/w"), Err(StateError::Version { found: 255, expected: 3 }));
         // The format before this one had fewer fields: it must not be read as if it had them.
-        let older = Writer::new().seal(1, 0);
-        assert_eq!(State::decode(&older), Err(StateError::Version { found: 1, expected: 2 }));
+        let older = Writer::new().seal(2, 0);
+        assert_eq!(State::decode(&older), Err(StateError::Version { found: 2, expected: 3 }));
     }
 
     #[test]

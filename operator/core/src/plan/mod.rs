@@ -5,20 +5,23 @@
 
 use crate::{
     Span, Time,
-    evidence::Assessment,
+    evidence::{Assessment, ab::AbAssessment, guard::GuardAssessment},
     model::{LatchKey, Revision, Rollout},
-    observation::{Ledger, StoredDecision, Verb},
+    observation::{Detours, Ledger, StoredDecision, Verb},
     report::{self, Note, Report},
 };
 
+mod ab_test;
 mod attempt;
 mod baseline;
 mod blue_green;
 mod canary;
 mod capacity;
 mod deletion;
+mod detours;
 mod draft;
 mod encoding;
+mod guard;
 mod route;
 mod state;
 mod verbs;
@@ -27,6 +30,7 @@ mod view;
 mod words;
 
 pub use blue_green::preview_name;
+pub use guard::{Watch, guard_due};
 pub use state::{Attempt, Seen, State, StateError};
 pub use verdict::decision_id;
 pub use view::DRAIN;
@@ -37,7 +41,7 @@ use crate::{
 };
 use draft::{Draft, note};
 use report::{Phase, Reason};
-use view::View;
+use view::{Standing, View};
 
 /// A complete plan. Fields are in the order of execution.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,10 +68,26 @@ pub struct Plan {
     pub answered: Vec<Answered>,
     /// The last assessment, for status and metrics.
     pub assessment: Option<Assessment>,
+    /// Where an A/B test stands, for status.
+    pub users: Option<AbAssessment>,
+    /// Where the guard of a promoted model stands, for status and metrics.
+    pub guard: Option<GuardAssessment>,
+    /// The guard's part of the state must be stored now. Else what was stored of it stays stored, and the new one is kept
+    /// in memory: a quiet rollout writes nothing.
+    pub checkpoint: bool,
     /// Why.
     pub report: Report,
     /// When to look again at the latest.
     pub requeue_after: Span,
+}
+
+impl Plan {
+    /// What is stored of the next state, given what is: the guard's part only where it would be missed.
+    pub fn to_store(&self, stored: &State) -> State {
+        let keep = !self.checkpoint && self.state.guard.is_some();
+        let guard = if keep { stored.guard.clone() } else { self.state.guard.clone() };
+        State { guard, ..self.state.clone() }
+    }
 }
 
 /// A revision that must exist.
@@ -97,6 +117,8 @@ pub enum RouteWrite {
         backends: Vec<(Revision, u32)>,
         /// The annotations, epoch already raised.
         ledger: Ledger,
+        /// What the route does beside the weights.
+        detours: Detours,
         /// First write: keep the original backends in an annotation.
         adopt: bool,
         /// The verdict that this very write carries: rendered into the `decision` annotation (then
@@ -187,6 +209,8 @@ pub enum Verdict {
     RolledBack,
     /// Undecided at the deadline: weight 0, not latched.
     Inconclusive,
+    /// An A/B test ended and a person decides: weight 0, not latched.
+    Reported,
 }
 
 impl Verdict {
@@ -196,6 +220,7 @@ impl Verdict {
             Self::Promoted => "Promoted",
             Self::RolledBack => "RolledBack",
             Self::Inconclusive => "Inconclusive",
+            Self::Reported => "Reported",
         }
     }
 }
@@ -274,15 +299,17 @@ pub fn plan(rollout: &Rollout, state: &State, observation: &Observation, now: Ti
 fn running(d: &mut Draft<'_>) {
     route::look(d);
     attempt::keep(d);
+    guard::keep(d);
     verbs::read(d);
     d.waiting = canary::waits(d);
     let now = d.now();
     let waiting = d.waiting.is_some();
     let state = d.state();
     state.waiting_since = waiting.then(|| state.waiting_since.unwrap_or(now));
-    let rules: [fn(&mut Draft<'_>) -> bool; 12] = [
+    let rules: [fn(&mut Draft<'_>) -> bool; 13] = [
         verbs::stop,
         verdict::proven_worse,
+        guard::fire,
         verdict::trip,
         route::bring_home,
         verbs::retry,
@@ -307,17 +334,19 @@ fn promote(d: &mut Draft<'_>) -> bool {
     match d.view.rollout.strategy {
         Strategy::Canary(_) => canary::promote(d),
         Strategy::BlueGreen(_) => blue_green::promote(d),
+        Strategy::AbTest(_) => ab_test::promote(d),
     }
 }
 
 /// Rule: more traffic for the candidate.
 fn advance(d: &mut Draft<'_>) -> bool {
-    if d.standing() != Some(view::Standing::Trial) || d.plan.state.attempt.is_none() {
+    if d.standing() != Some(Standing::Trial) || d.plan.state.attempt.is_none() {
         return false;
     }
     match d.view.rollout.strategy {
         Strategy::Canary(_) => canary::advance(d),
         Strategy::BlueGreen(_) => blue_green::advance(d),
+        Strategy::AbTest(_) => ab_test::advance(d),
     }
 }
 
@@ -329,6 +358,9 @@ fn not_ahead(state: &mut State, now: Time) {
     if let Some(attempt) = &mut state.attempt {
         attempt.last_tick = attempt.last_tick.min(now);
     }
+    if let Some(watch) = &mut state.guard {
+        watch.last_tick = watch.last_tick.min(now);
+    }
 }
 
 fn finished(mut d: Draft<'_>) -> Plan {
@@ -338,7 +370,7 @@ fn finished(mut d: Draft<'_>) -> Plan {
         d.say(Phase::Degraded, note(Reason::NamespaceTerminating, object, text));
     }
     let mut plan = d.plan;
-    if plan.state.attempt.is_none() {
+    if plan.state.attempt.is_none() && plan.state.guard.is_none() {
         plan.probe = None;
     }
     plan.requeue_after = Span(plan.requeue_after.0.clamp(50, 300_000));

@@ -2,7 +2,7 @@
 //! belongs.
 
 use super::{
-    Seen,
+    Seen, detours,
     draft::{Draft, SOON, note, since},
     view::Standing,
 };
@@ -125,7 +125,7 @@ pub(super) fn as_it_is(d: &Draft<'_>) -> Option<Vec<(Revision, u32)>> {
 
 /// Traffic is where it belongs.
 pub(super) fn at_home(d: &Draft<'_>) -> bool {
-    in_order(d).is_some_and(|weights| positive(d) == named(&weights)) && !d.by_hand
+    in_order(d).is_some_and(|weights| positive(d) == named(&weights)) && !d.by_hand && detours::in_order(&d.view)
 }
 
 fn positive(d: &Draft<'_>) -> BTreeMap<String, u64> {
@@ -145,11 +145,13 @@ pub(super) fn bring_home(d: &mut Draft<'_>) -> bool {
     if weights.iter().all(|(r, w)| *w < 100 || r != d.view.model()) || d.standing() == Some(Standing::Settled) {
         lost_stable(d, &ledger.stable);
     }
-    if positive(d) == named(&weights) && !d.by_hand {
+    let there = positive(d) == named(&weights) && !d.by_hand;
+    if there && detours::in_order(&d.view) {
         return false;
     }
     let stray = stray(d);
-    if d.by_hand && stray.is_none() && !may_revert(d, &name) {
+    // A rule that the API server stores in another form than it was written must not be written for ever.
+    if (there || d.by_hand && stray.is_none()) && !may_revert(d, &name, there) {
         return false;
     }
     let zeros: Vec<Revision> = ledger.candidate.iter().cloned().collect();
@@ -183,21 +185,26 @@ fn stray(d: &Draft<'_>) -> Option<Revision> {
     (gone && d.view.weight(&candidate) > 0).then_some(candidate)
 }
 
-fn may_revert(d: &mut Draft<'_>, name: &str) -> bool {
+fn may_revert(d: &mut Draft<'_>, name: &str, rules: bool) -> bool {
     let object = format!("HTTPRoute {name}");
-    let text = "somebody else changed the weights of our rule; change the spec or use a verb instead";
+    let (reason, text) = if rules {
+        (Reason::RulesChanged, "the rules of the A/B test are not what your rule and the spec ask for")
+    } else {
+        let text = "somebody else changed the weights of our rule; change the spec or use a verb instead";
+        (Reason::WeightsChanged, text)
+    };
     let now = d.now();
     let done = d.plan.state.reverts.len();
     let revert = done < REVERTS;
     if revert {
         d.state().reverts.push(now);
         let last = if done + 1 == REVERTS { ", for the last time in this minute" } else { "" };
-        d.event(true, Reason::WeightsChanged, object.clone(), format!("{text}: they are put back{last}"));
+        d.event(!rules, reason, object.clone(), format!("{text}: they are put back{last}"));
     } else if let Some(first) = d.plan.state.reverts.first().copied() {
         d.wake_at(first + MINUTE);
     }
     let first = d.plan.state.reverts.first().copied();
-    let changed = since(note(Reason::WeightsChanged, object, text), first);
+    let changed = since(note(reason, object, text), first);
     if revert {
         d.aside(changed);
     } else {

@@ -1,5 +1,9 @@
-use super::ProbeJob;
-use crate::{Span, Time, evidence::Evidence, model::Revision};
+use super::{ProbeJob, Watch};
+use crate::{
+    Span, Time,
+    evidence::{Evidence, ab::Ab},
+    model::Revision,
+};
 
 /// What a rollout remembers between reconciles beyond the route: one opaque string in `status.evidence`. Losing it
 /// undoes no verdict and raises no weight: the evidence starts again.
@@ -22,6 +26,8 @@ pub struct State {
     pub seen: Option<Seen>,
     /// When weights changed by hand were put back, within the last minute, at most 3.
     pub reverts: Vec<Time>,
+    /// What the guard of a promoted model remembers.
+    pub guard: Option<Watch>,
     /// When a deletion let go of the route: the clock of the last drain.
     pub released_at: Option<Time>,
 }
@@ -93,6 +99,8 @@ pub struct Attempt {
     pub reconfigurations: u32,
     /// The sequential evidence; `None` before the first tick.
     pub evidence: Option<Evidence>,
+    /// What the users of an A/B test said.
+    pub users: Option<Ab>,
 }
 
 /// Why a stored state was not taken.

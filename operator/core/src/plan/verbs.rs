@@ -115,6 +115,7 @@ fn at_once(d: &mut Draft<'_>, request: &VerbRequest) -> Option<String> {
         }
         (_, Standing::Settled) => ends("nothing is on trial"),
         (_, Standing::Latched) => ends("it was rolled back: a new model or `retry` goes on"),
+        (Verb::Promote | Verb::PromoteFull, Standing::Held) if d.view.reported() => refuse_promotion(d),
         (_, Standing::Held) => ends("it was found inconclusive: a new model or `retry` goes on"),
         (Verb::Pause, Standing::Trial | Standing::Next) => {
             d.state().paused = true;
@@ -200,10 +201,20 @@ pub(super) fn retry(d: &mut Draft<'_>) -> bool {
     true
 }
 
-/// Rule: `promote-full`: to 100 % without the missing evidence, recorded with who asked.
+/// Rule: `promote-full`: to 100 % without the missing evidence, recorded with who asked; and `promote` after the report of
+/// an A/B test.
 pub(super) fn promote_full(d: &mut Draft<'_>) -> bool {
-    let Some(request) = d.asked.clone().filter(|r| r.verb == Verb::PromoteFull) else { return false };
-    verdict::promote(d, &shortened(&request.by, 64), "promoted at once, without the missing evidence");
-    d.answer(&request, "100 % now; the missing evidence is in the decision's record");
+    let asked = |r: &VerbRequest| matches!(r.verb, Verb::PromoteFull | Verb::Promote);
+    let Some(request) = d.asked.clone().filter(asked) else { return false };
+    let (words, answer) = if d.view.reported() {
+        ("promoted after the report of its A/B test", "100 % now; the report is in the decision's record")
+    } else {
+        (
+            "promoted at once, without the missing evidence",
+            "100 % now; the missing evidence is in the decision's record",
+        )
+    };
+    verdict::promote(d, &shortened(&request.by, 64), words);
+    d.answer(&request, answer);
     true
 }

@@ -128,6 +128,21 @@ pub(super) fn hold(d: &mut Draft<'_>, words: &str) {
     d.say(Phase::Holding, reason);
 }
 
+/// The A/B test ended: the candidate to weight 0, its pods stay, no latch, and a person decides.
+pub(super) fn report(d: &mut Draft<'_>, words: &str) -> bool {
+    let model = d.view.model().clone();
+    let Some(anchor) = d.view.anchor() else { return false };
+    let text = format!("{words}: weight 0, its pods stay; `promote` promotes it, a new model or `retry` goes on");
+    let reason = note(Reason::Reported, format!("Deployment {model}"), text);
+    let record = record(d, Verdict::Reported, &d.view.key(), reason.clone(), BY_GATE);
+    d.state().attempt = None;
+    d.state().paused = false;
+    d.shift(&[(anchor, 100)], &[model], Some(record), |l| l.step = 0);
+    d.event(false, Reason::Reported, reason.object.clone(), reason.message.clone());
+    d.say(Phase::Holding, reason);
+    true
+}
+
 fn record(d: &Draft<'_>, verdict: Verdict, key: &LatchKey, note: Note, by: &str) -> DecisionRecord {
     let ledger = d.view.ledger();
     let attempt = d.plan.state.attempt.as_ref();

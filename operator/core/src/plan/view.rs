@@ -22,7 +22,7 @@ pub(super) enum Standing {
     Trial,
     /// It is the ledger's candidate and was rolled back.
     Latched,
-    /// It is the ledger's candidate and was found inconclusive.
+    /// It is the ledger's candidate and was found inconclusive, or its A/B test ended with a report.
     Held,
     /// It is not the ledger's candidate yet.
     Next,
@@ -89,7 +89,7 @@ impl<'a> View<'a> {
     pub(super) fn blue_green(&self) -> Option<&'a BlueGreen> {
         match &self.rollout.strategy {
             Strategy::BlueGreen(blue_green) => Some(blue_green),
-            Strategy::Canary(_) => None,
+            Strategy::Canary(_) | Strategy::AbTest(_) => None,
         }
     }
 
@@ -184,9 +184,17 @@ impl<'a> View<'a> {
         }
         match &ledger.decision {
             Some(d) if d.key == key && d.verdict == Verdict::RolledBack => Some(Standing::Latched),
-            Some(d) if d.key == key && d.verdict == Verdict::Inconclusive => Some(Standing::Held),
+            Some(d) if d.key == key && matches!(d.verdict, Verdict::Inconclusive | Verdict::Reported) => {
+                Some(Standing::Held)
+            }
             _ => Some(Standing::Trial),
         }
+    }
+
+    /// The A/B test of the spec's model ended with a report: a person decides.
+    pub(super) fn reported(&self) -> bool {
+        let verdict = self.ledger().and_then(|l| l.decision.as_ref()).map(|d| d.verdict);
+        self.standing() == Some(Standing::Held) && verdict == Some(Verdict::Reported)
     }
 
     /// The latch key of the spec's model: its running attempt, or the one that would start now.

@@ -3,7 +3,7 @@
 use super::{
     attempt, canary, capacity,
     draft::{Draft, SOON, note, since},
-    route,
+    guard, route,
     view::Standing,
 };
 use crate::{
@@ -70,6 +70,10 @@ pub(super) fn finish(d: &mut Draft<'_>) {
             let text = format!("attempt {attempt} was rolled back: a new model or the verb `retry` goes on");
             d.say(phase, since(note(Reason::RolledBack, model, text), decided_at(d)));
         }
+        Some(Standing::Held) if d.view.reported() => {
+            let text = "its A/B test ended: weight 0; `promote` promotes it, a new model or the verb `retry` goes on";
+            d.say(Phase::Holding, since(note(Reason::Reported, model, text), decided_at(d)));
+        }
         Some(Standing::Held) => {
             let text = "undecided at the gate's deadline: weight 0; a new model or the verb `retry` goes on";
             d.say(Phase::Holding, since(note(Reason::Inconclusive, model, text), decided_at(d)));
@@ -91,7 +95,8 @@ fn settled(d: &mut Draft<'_>, model: String) {
         let began = d.plan.state.confirmed_at;
         d.say(Phase::Promoting, since(note(Reason::Promoted, model, text), began));
     } else {
-        d.otherwise(Phase::Serving, note(Reason::Serving, model, "serves all traffic, as the spec asks"));
+        let text = format!("serves all traffic, as the spec asks{}", guard::words(d));
+        d.otherwise(Phase::Serving, note(Reason::Serving, model, text));
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Deployment, Job, World};
 use bitnet_core::{
     Span,
     model::Revision,
-    observation::{Backend, Ledger, Preview, Route, StoredDecision},
+    observation::{Backend, Detours, Ledger, Preview, Route, StoredDecision},
     plan::{DRAIN, Plan, PreviewWrite, RouteWrite, Shrink},
 };
 
@@ -107,6 +107,7 @@ impl World {
         if !go() {
             return;
         }
+        self.watch.clone_from(&plan.state.guard);
         if self.status.as_ref() != Some(&text) || self.report.as_ref() != Some(&plan.report) {
             self.status = Some(text);
             self.report = Some(plan.report.clone());
@@ -139,10 +140,10 @@ impl World {
         match write {
             RouteWrite::Create { backends, ledger } => {
                 assert!(self.route.is_none(), "created twice");
-                self.route = Some(Route { uid: "own".into(), owned: true, ..Route::default() });
-                self.set(backends, ledger.clone());
+                self.route = Some(Route { uid: "own".into(), owned: true, spare_rules: 15, ..Route::default() });
+                self.set(backends, &Detours::default(), ledger.clone());
             }
-            RouteWrite::Set { backends, ledger, adopt, decision } => {
+            RouteWrite::Set { backends, ledger, detours, adopt, decision } => {
                 let mut ledger = ledger.clone();
                 if let Some(d) = decision {
                     if matches!(d.by.as_str(), "gate" | "deadline") {
@@ -160,16 +161,18 @@ impl World {
                 if *adopt && let Some(route) = &self.route {
                     self.originals.clone_from(&route.backends);
                 }
-                self.set(backends, ledger);
+                self.set(backends, detours, ledger);
             }
             RouteWrite::Restore => {
                 let originals = std::mem::take(&mut self.originals);
                 let route = self.route.as_mut().expect("a route to restore");
                 route.backends = originals;
+                route.detours = Detours::default();
                 route.ledger = None;
             }
             RouteWrite::Release => {
                 let route = self.route.as_mut().expect("a route to release");
+                route.detours = Detours::default();
                 route.ledger = None;
                 route.owned = false;
             }
@@ -182,7 +185,7 @@ impl World {
     }
 
     /// A write of weights, as the admission policies see it.
-    fn set(&mut self, backends: &[(Revision, u32)], ledger: Ledger) {
+    fn set(&mut self, backends: &[(Revision, u32)], detours: &Detours, ledger: Ledger) {
         let route = self.route.as_mut().expect("a route");
         if let Some(old) = &route.ledger {
             assert!(ledger.epoch > old.epoch, "policy: epoch");
@@ -193,6 +196,7 @@ impl World {
         }
         assert_eq!(backends.iter().map(|(_, w)| w).sum::<u32>(), 100, "policy: sum");
         route.backends = backends.iter().map(|(r, w)| Backend { name: r.0.clone(), weight: *w }).collect();
+        route.detours = detours.clone();
         route.ledger = Some(ledger);
         for (revision, weight) in backends {
             let most = self.most.entry(revision.clone()).or_insert(0);

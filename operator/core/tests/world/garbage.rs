@@ -2,17 +2,22 @@
 
 use super::{
     Rng,
-    spec::{blue_green, by_evidence, revision, rollout, serving},
+    spec::{ab_test, blue_green, by_evidence, guard, revision, rollout, serving},
 };
 use bitnet_core::{
     Span, Time,
-    evidence::{Evidence, LiveArm, Probes, PromptSample},
+    evidence::{
+        Evidence, LiveArm, Probes, PromptSample,
+        ab::{Ab, AbSettings},
+        guard::{Guard, GuardSettings},
+    },
     model::{Canary, LatchKey, Pace, Revision, Rollout, RouteTarget, Strategy},
     observation::{
-        Backend, Comparable, Ledger, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState, Sample,
-        StoredDecision, Verb, VerbRequest, Workload,
+        Backend, Comparable, Detour, Detours, Ledger, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState,
+        Sample, StoredDecision, Users, Verb, VerbRequest, Workload,
     },
-    plan::{Attempt, ProbeJob, Seen, State, Verdict},
+    plan::{Attempt, ProbeJob, Seen, State, Verdict, Watch},
+    stats::asymptotic::Moments,
 };
 
 pub(crate) const NAMES: [&str; 5] = ["fp", "fp2", "good", "bad", "slow"];
@@ -82,7 +87,12 @@ impl Garbage {
             1..4 => spec.strategy = by_evidence("5:20,50:20"),
             4..8 => spec.strategy = blue_green(true, Some("preview.example")),
             8..10 => spec.strategy = blue_green(false, None),
+            10..12 => spec.strategy = ab_test("10:60", &["promote"]),
+            12 => spec.strategy = ab_test("50:60", &["header", "match"]),
             _ => {}
+        }
+        if self.chance(40) {
+            spec.guard = guard(60 * self.0.below(3) as i64);
         }
         if self.chance(10) {
             spec.gate.interval = Span(0);
@@ -100,7 +110,8 @@ impl Garbage {
     }
 
     fn ledger(&mut self) -> Ledger {
-        let verdict = [Verdict::Promoted, Verdict::RolledBack, Verdict::Inconclusive][self.0.below(3) as usize];
+        let verdict = [Verdict::Promoted, Verdict::RolledBack, Verdict::Inconclusive, Verdict::Reported]
+            [self.0.below(4) as usize];
         Ledger {
             uid: if self.chance(90) { rollout().uid } else { "another".into() },
             stable: self.revision(),
@@ -139,6 +150,13 @@ impl Garbage {
             acceptance_message: "?".into(),
             backends,
             ledger: self.maybe(85, Self::ledger),
+            detours: Detours {
+                mark: self.maybe(20, |_| "1;?;".into()),
+                rules: (0..self.0.below(4) / 3)
+                    .map(|_| Detour { name: "split".into(), headers: Vec::new(), to: self.maybe(50, Self::revision) })
+                    .collect(),
+            },
+            spare_rules: self.0.below(4) as u32,
             owned: self.chance(50),
             originals_ready: self.maybe(50, |g| g.chance(50)),
         })
@@ -170,7 +188,15 @@ impl Garbage {
         };
         Sample {
             at: self.time(),
-            live: self.maybe(70, |g| Live { candidate: arm(g), stable: arm(g), seconds: g.float() }),
+            live: self.maybe(70, |g| Live {
+                candidate: arm(g),
+                stable: arm(g),
+                seconds: g.float(),
+                users: Users {
+                    assigned: (g.0.next() >> g.0.below(64), g.0.next() >> g.0.below(64)),
+                    outcomes: (g.moments(), g.moments()),
+                },
+            }),
             stable_total: self.maybe(50, |g| (arm(g), g.float())),
             probes: match self.0.below(4) {
                 0 => ProbeOutcome::None,
@@ -197,6 +223,10 @@ impl Garbage {
                 _ => Comparable::Yes,
             },
         }
+    }
+
+    fn moments(&mut self) -> Moments {
+        Moments { n: self.0.next() >> self.0.below(64), sum: self.float(), squares: self.float() }
     }
 
     pub(crate) fn observation(&mut self) -> Observation {
@@ -241,6 +271,17 @@ impl Garbage {
                 weights: (0..g.0.below(4)).map(|_| (g.revision(), g.number())).collect(),
             }),
             reverts: (0..self.0.below(4)).map(|_| self.time()).collect(),
+            guard: self.maybe(40, |g| Watch {
+                revision: if g.chance(80) { spec.model.revision.clone() } else { g.revision() },
+                against: if g.chance(80) { spec.baseline.revision.clone() } else { g.revision() },
+                tick: g.number(),
+                last_tick: g.time(),
+                job: None,
+                last_pod: "p0".into(),
+                probe_set: g.maybe(50, |_| "abc".into()),
+                stored_at: g.maybe(30, Self::time),
+                guard: Guard::new(&GuardSettings::of(&spec.gate)),
+            }),
             released_at: self.maybe(20, Self::time),
         }
     }
@@ -278,6 +319,7 @@ impl Garbage {
             mismatch: self.maybe(10, |_| "vocabulary".into()),
             reconfigurations: self.number(),
             evidence: self.maybe(60, |_| Evidence::new(&spec.gate)),
+            users: self.maybe(30, |_| Ab::new(&AbSettings::conversion())),
         }
     }
 }

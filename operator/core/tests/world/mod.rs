@@ -17,10 +17,11 @@ use bitnet_core::{
     check::check,
     model::{Revision, Rollout, RouteTarget},
     observation::{
-        Backend, Comparable, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState, Sample, VerbRequest,
-        Workload,
+        Backend, Comparable, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState, Sample, Users,
+        VerbRequest, Workload,
     },
-    plan::{Plan, ProbeJob, State, Verdict, plan, tick_due},
+    plan::{Plan, ProbeJob, State, Verdict, Watch, guard_due, plan, tick_due},
+    stats::asymptotic::Moments,
 };
 use std::collections::BTreeMap;
 
@@ -67,12 +68,18 @@ pub(crate) struct World {
     pub(crate) preview: Preview,
     /// Requests per second of all clients.
     pub(crate) traffic: f64,
+    /// Users per second who come for the first time.
+    pub(crate) newcomers: f64,
+    /// Share of the candidate's users who are lost before they are counted.
+    pub(crate) lost: f64,
     /// Time from a write to its acceptance; `None`: the gateway is stuck.
     pub(crate) acceptance: Option<Span>,
     accepts_at: Option<Time>,
     job: Option<Job>,
     /// When the counters were scraped last; in memory, lost at a restart.
     scraped: Option<Time>,
+    /// What the operator's memory holds of the guard.
+    watch: Option<Watch>,
     pub(crate) rng: Rng,
     /// Route writes of ours so far.
     pub(crate) writes: u32,
@@ -116,10 +123,13 @@ impl World {
             gateway_missing: false,
             preview: Preview::Missing,
             traffic: 20.0,
+            newcomers: 10.0,
+            lost: 0.0,
             acceptance: Some(Span(300)),
             accepts_at: None,
             job: None,
             scraped: None,
+            watch: None,
             rng: Rng(seed),
             writes: 0,
             verdicts: BTreeMap::new(),
@@ -157,6 +167,7 @@ impl World {
     /// The operator's process ends and starts again: what was only in memory is gone.
     pub(crate) fn restart(&mut self) {
         self.scraped = None;
+        self.watch = None;
     }
 
     /// Somebody sets weights by hand, without the operator's annotations.
@@ -199,6 +210,7 @@ impl World {
             resource_version: "1".into(),
             accepted: true,
             backends: vec![Backend { name: "old-service".into(), weight: 1 }],
+            spare_rules: 14,
             ..Route::default()
         })
     }
@@ -212,7 +224,8 @@ impl World {
     /// One reconcile. Returns the plan that was made.
     pub(crate) fn reconcile(&mut self) -> Plan {
         self.settle();
-        let state = self.state();
+        let stored = self.state();
+        let state = State { guard: self.watch.clone().or(stored.guard.clone()), ..stored.clone() };
         let observation = self.observe(&state);
         let plan = plan(&self.rollout, &state, &observation, self.now);
         let again = bitnet_core::plan::plan(&self.rollout, &state, &observation, self.now);
@@ -227,6 +240,7 @@ impl World {
         let text = plan.state.encode(&hash);
         assert!(text.len() <= 4096, "the state has {} characters", text.len());
         assert_eq!(State::decode(&text).as_ref(), Ok(&plan.state), "the state comes back as it was");
+        let text = plan.to_store(&stored).encode(&hash);
         self.changed = plan.shift.is_some() || !plan.grow.is_empty() || !plan.shrink.is_empty();
         self.apply(&plan, text);
         self.settle();
@@ -312,7 +326,14 @@ impl World {
                 RouteState::Found(Route { originals_ready: kept.then_some(self.originals_ready), ..route.clone() })
             }
         };
-        let sample = tick_due(&self.rollout, state, self.now).then(|| self.sample(state));
+        let sample = if tick_due(&self.rollout, state, self.now) {
+            Some(self.sample(state))
+        } else if guard_due(&self.rollout, state, self.now) {
+            let job = state.guard.as_ref().and_then(|watch| watch.job.clone());
+            Some(Sample { at: self.now, probes: self.outcome(job.as_ref()), ..Sample::default() })
+        } else {
+            None
+        };
         Observation {
             route,
             workloads,
@@ -338,7 +359,9 @@ impl World {
                 let requests = world.rng.round(world.traffic * seconds * share);
                 behaviour.live(&mut world.rng, requests)
             };
-            Live { candidate: arm(self, &candidate), stable: arm(self, &stable), seconds }
+            let live = (arm(self, &candidate), arm(self, &stable));
+            let users = self.users(&candidate, &stable, seconds);
+            Live { candidate: live.0, stable: live.1, seconds, users }
         });
         let stable_total = (self.ready(&stable) > 0).then(|| {
             let behaviour = self.behaviour(&stable);
@@ -351,6 +374,26 @@ impl World {
             probes: self.outcome(attempt.job.as_ref()),
             comparable: self.comparable(&candidate),
         }
+    }
+
+    /// Users are assigned and say something only where requests are marked.
+    fn users(&mut self, candidate: &Revision, stable: &Revision, seconds: f64) -> Users {
+        if self.route.as_ref().is_none_or(|r| r.detours.mark.is_none()) {
+            return Users::default();
+        }
+        let lost = self.lost;
+        let mut arm = |revision: &Revision, lost: f64| {
+            let share = f64::from(self.weight(revision)) / 100.0;
+            let assigned = self.rng.round(self.newcomers * seconds * share * (1.0 - lost));
+            let rate = self.behaviour(revision).conversion;
+            let mut moments = Moments::default();
+            for _ in 0..assigned {
+                moments.add(f64::from(u8::from(self.rng.unit() < rate)), (0.0, 1.0));
+            }
+            (assigned, moments)
+        };
+        let (c, b) = (arm(candidate, lost), arm(stable, 0.0));
+        Users { assigned: (c.0, b.0), outcomes: (c.1, b.1) }
     }
 
     fn comparable(&self, candidate: &Revision) -> Comparable {

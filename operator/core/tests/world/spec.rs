@@ -2,10 +2,12 @@
 
 use bitnet_core::{
     Span,
-    evidence::{Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire},
+    evidence::{
+        Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire, ab::AbMetric, guard::GuardSettings,
+    },
     model::{
-        BlueGreen, Canary, CanaryStep, DeletionPolicy, Pace, Revision, Rollout, RouteTarget, Serving, Settings, Source,
-        Strategy,
+        AbTest, BlueGreen, Canary, CanaryStep, DeletionPolicy, GuardRule, HeaderMatch, OnEnd, Pace, Revision, Rollout,
+        RouteTarget, Serving, Settings, Source, Stickiness, Strategy,
     },
 };
 
@@ -72,6 +74,7 @@ pub(crate) fn rollout() -> Rollout {
         route: RouteTarget::Adopt { http_route: "chat".into(), rule: None },
         strategy: canary("5:20,10:20,20:20,50:20"),
         gate: gate(),
+        guard: None,
         scale_down_delay: Span::seconds(15),
         progress_deadline: Span::seconds(120),
         deletion_policy: DeletionPolicy::Delete,
@@ -90,6 +93,29 @@ pub(crate) fn by_evidence(text: &str) -> Strategy {
 
 pub(crate) fn blue_green(auto_promote: bool, preview_host: Option<&str>) -> Strategy {
     Strategy::BlueGreen(BlueGreen { auto_promote, preview_host: preview_host.map(str::to_owned) })
+}
+
+/// A guard that looks every so many seconds, with the gate's margins.
+pub(crate) fn guard(seconds: i64) -> Option<GuardRule> {
+    (seconds > 0).then(|| GuardRule { interval: Span::seconds(seconds), settings: GuardSettings::of(&gate()) })
+}
+
+/// An A/B test: `weight:seconds`, and words: `promote`, `header`, `match`, `nometric`.
+pub(crate) fn ab_test(split: &str, words: &[&str]) -> Strategy {
+    let has = |word: &str| words.contains(&word);
+    let beta = HeaderMatch { name: "x-beta".into(), value: "yes".into(), regex: false };
+    let split: [CanaryStep; 1] = steps(split).try_into().unwrap();
+    Strategy::AbTest(AbTest {
+        split,
+        matches: if has("match") { vec![beta] } else { Vec::new() },
+        stickiness: if has("header") {
+            Stickiness::Header("x-user-id".into())
+        } else {
+            Stickiness::Cookie("bitnet-arm".into())
+        },
+        metric: (!has("nometric")).then_some(AbMetric::Conversion),
+        on_end: if has("promote") { OnEnd::Promote } else { OnEnd::Report },
+    })
 }
 
 /// `weight:seconds[:pause]`, comma-separated.

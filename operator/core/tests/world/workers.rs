@@ -54,6 +54,8 @@ pub(crate) struct Behaviour {
     pub(crate) void: f64,
     /// Answers of `compare` are not numbers.
     pub(crate) garbage: bool,
+    /// Share of the users of an A/B test whose feedback is 1.
+    pub(crate) conversion: f64,
 }
 
 impl Default for Behaviour {
@@ -69,6 +71,7 @@ impl Default for Behaviour {
             probe_set: "5e7".into(),
             void: 0.0,
             garbage: false,
+            conversion: 0.2,
         }
     }
 }

@@ -154,3 +154,75 @@ fn an_own_route_is_ours_by_its_owner() {
         json!([{"apiVersion": "v1", "kind": "ModelRollout", "name": "chat", "uid": "u"}]);
     assert!(found(read_as(&rollout, &value, &[])).owned);
 }
+
+/// The route of an A/B test as `render` writes it, read again.
+fn tested(change: impl FnOnce(&mut Value)) -> Route {
+    let refs = |weights: [(&str, u32); 2], mark: bool| -> Value {
+        let backend = |(name, weight): (&str, u32)| {
+            let mut backend = json!({"name": name, "port": 8080, "weight": weight});
+            if mark {
+                backend["filters"] = json!([{"type": "RequestHeaderModifier", "requestHeaderModifier":
+                    {"set": [{"name": "x-bitnet-split", "value": "1;u"}]}}]);
+            }
+            backend
+        };
+        weights.into_iter().filter(|(_, weight)| *weight > 0 || !mark).map(backend).collect()
+    };
+    let path = json!({"type": "PathPrefix", "value": "/v1"});
+    let beta = json!({"type": "Exact", "name": "x-beta", "value": "yes"});
+    let sticky = json!({"type": "RegularExpression", "name": "Cookie", "value": "arm=.*"});
+    let mut annotations = ours();
+    annotations[key::DERIVED_RULES] = json!("bitnet-split,bitnet-candidate");
+    let mut route = route(&annotations);
+    route["spec"]["rules"] = json!([
+        {"name": "completions", "matches": [{"path": path}], "timeouts": {"request": "9s"},
+         "backendRefs": refs([("a", 100), ("b", 0)], false)},
+        {"name": "bitnet-split", "matches": [{"path": path, "headers": [beta]}], "timeouts": {"request": "9s"},
+         "backendRefs": refs([("a", 90), ("b", 10)], true)},
+        {"name": "bitnet-candidate", "matches": [{"path": path, "headers": [beta, sticky]}],
+         "timeouts": {"request": "9s"}, "backendRefs": refs([("a", 0), ("b", 100)], true)},
+    ]);
+    change(&mut route);
+    found(read_as(&adopting(None), &route, &[]))
+}
+
+#[test]
+fn the_split_and_the_rules_of_a_test_are_read_back() {
+    let route = tested(|_| ());
+    let weights: Vec<_> = route.backends.iter().map(|b| (b.name.as_str(), b.weight)).collect();
+    assert_eq!(weights, [("a", 90), ("b", 10)], "the weights are those of the split");
+    assert_eq!((route.detours.mark.as_deref(), route.spare_rules), (Some("1;u"), 13));
+    let rules: Vec<_> = route.detours.rules.iter().map(|r| (r.name.as_str(), r.headers.len(), r.to.as_ref())).collect();
+    assert_eq!(rules, [("split", 1, None), ("candidate", 2, Some(&Revision("b".into())))]);
+    assert!(route.detours.rules[1].headers[1].regex);
+}
+
+#[test]
+fn a_derived_rule_that_is_no_copy_any_more_is_seen() {
+    let altered: [fn(&mut Value); 5] = [
+        |route| route["spec"]["rules"][0]["timeouts"]["request"] = json!("60s"),
+        |route| route["spec"]["rules"][0]["retry"] = json!({"attempts": 1}),
+        |route| route["spec"]["rules"][0]["matches"][0]["method"] = json!("POST"),
+        |route| route["spec"]["rules"][0]["backendRefs"][1]["weight"] = json!(5),
+        |route| {
+            for rule in 1..3 {
+                route["spec"]["rules"][rule]["backendRefs"][0].as_object_mut().unwrap().remove("filters");
+            }
+        },
+    ];
+    for change in altered {
+        let route = tested(change);
+        assert_ne!(route.detours, tested(|_| ()).detours);
+    }
+    // Without the ledger's word they are the user's rules.
+    let reason = read_as(
+        &adopting(None),
+        &{
+            let mut value = route(&ours());
+            value["spec"]["rules"] = json!([{"backendRefs": []}, {"name": "bitnet-split"}]);
+            value
+        },
+        &[],
+    );
+    assert!(matches!(reason, RouteState::RuleMissing(_)));
+}

@@ -32,7 +32,18 @@ fn status_of(world: &World, old: &ModelRolloutStatus, now: Time) -> ModelRollout
     let state = old.evidence.as_ref().map_or_else(State::default, |text| State::decode(text).unwrap());
     let plan = plan(&rollout, &state, &world.observation, now);
     let state = &world.observation.route;
-    render(&Facts { rollout: &rollout, old, world, plan: &plan, route: &world.route, state, failures: &[], now })
+    let stored = State::default();
+    render(&Facts {
+        rollout: &rollout,
+        old,
+        stored: &stored,
+        world,
+        plan: &plan,
+        route: &world.route,
+        state,
+        failures: &[],
+        now,
+    })
 }
 
 fn condition<'a>(status: &'a ModelRolloutStatus, type_: &str) -> (&'a str, &'a str) {

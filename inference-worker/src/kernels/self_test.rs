@@ -1,0 +1,152 @@
+//! Before a model is served: do these kernels compute, on this very CPU, what the portable ones do?
+
+use super::{Attention, Cpu, Dense, DenseProduct, Elements, Kernels, Quantized, Rows, Ternary};
+use crate::random::Random;
+use half::{bf16, f16};
+use std::convert::Infallible;
+
+/// Rows, columns and tokens: on and off every block size, so that each loop and each rest of one runs.
+const SHAPES: [(usize, usize, usize); 5] = [(64, 512, 1), (70, 700, 2), (33, 1100, 5), (40, 64, 12), (31, 2570, 7)];
+/// Relative to the sum of magnitudes: sums of floats in another order differ in the last digits only.
+const FLOAT_ERROR: f32 = 1e-5;
+
+/// A kernel that computes something else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the {kernels} kernels give another {what} than the portable ones at {rows} x {columns} and {tokens} tokens; serve on another machine, and report its CPU"
+)]
+pub struct KernelFault {
+    /// Name of the kernels.
+    pub kernels: &'static str,
+    /// What differs.
+    pub what: &'static str,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+    /// Tokens at once.
+    pub tokens: usize,
+}
+
+impl Cpu {
+    /// Compares these kernels with the portable ones on random data of some shapes: integers must be equal, floats equal
+    /// but for rounding. Some milliseconds.
+    ///
+    /// # Errors
+    /// The first [`KernelFault`].
+    pub fn self_test(&self) -> Result<(), KernelFault> {
+        let mut random = Random::from_seed(1);
+        for (rows, columns, tokens) in SHAPES {
+            let fault = |what| KernelFault { kernels: self.kernels().name(), what, rows, columns, tokens };
+            let mut x = Rows::new(tokens, columns);
+            (0..tokens).for_each(|row| x.row_mut(row).iter_mut().for_each(|x| *x = random.unit() as f32 * 8.0 - 4.0));
+            let portable = Kernels::portable();
+            if self.quantised(&mut x) != quantised_by(portable, &mut x) {
+                return Err(fault("quantised activation"));
+            }
+            if !self.ternary_agrees(rows, columns, tokens, &mut random) {
+                return Err(fault("ternary product"));
+            }
+            if !self.floats_agree(rows, &x, &mut random) {
+                return Err(fault("product of floats"));
+            }
+            if !self.attention_agrees(&x) {
+                return Err(fault("attention"));
+            }
+        }
+        Ok(())
+    }
+
+    fn quantised(&self, x: &mut Rows) -> Vec<(Vec<i8>, u32)> {
+        let mut out = Quantized::default();
+        self.quantise(x, &mut out);
+        (0..out.count()).map(|row| (out.row(row).to_vec(), out.scale(row).to_bits())).collect()
+    }
+
+    /// Against plain sums: the limits of the types, and random values.
+    fn ternary_agrees(&self, rows: usize, columns: usize, tokens: usize, random: &mut Random) -> bool {
+        let mut codes: Vec<u8> = (0..rows * columns).map(|_| random.below(3) as u8).collect();
+        // A row of the same sign throughout meets the largest activations: there sums of 16 bits would wrap.
+        codes[..columns].fill(2);
+        let fill = |row: usize, to: &mut [u8]| {
+            to.copy_from_slice(&codes[row * columns..][..columns]);
+            Ok::<(), Infallible>(())
+        };
+        let Ok(weights) = Ternary::from_codes(rows, columns, fill, |_, _| unreachable!("codes are below 3"));
+        let mut values: Vec<i8> = (0..tokens * columns).map(|_| random.bits() as i8).collect();
+        values[..columns].fill(127);
+        let x = Quantized::from_values(columns, &values, &vec![1.0; tokens]);
+        let expected = values.chunks_exact(columns).flat_map(|values| {
+            let product = |codes: &[u8]| -> i32 {
+                codes.iter().zip(values).map(|(code, value)| (i32::from(*code) - 1) * i32::from(*value)).sum()
+            };
+            codes.chunks_exact(columns).map(product).collect::<Vec<_>>()
+        });
+        self.integers(&x, &weights).into_iter().eq(expected)
+    }
+
+    fn floats_agree(&self, rows: usize, x: &Rows, random: &mut Random) -> bool {
+        let weights: Vec<f32> = (0..rows * x.width()).map(|_| random.unit() as f32 * 2.0 - 1.0).collect();
+        let stored = [
+            Elements::F16(weights.iter().map(|w| f16::from_f32(*w)).collect()),
+            Elements::Bf16(weights.iter().map(|w| bf16::from_f32(*w)).collect()),
+            Elements::F32(weights),
+        ];
+        stored.iter().all(|elements| {
+            let matrix = Dense::new(rows, x.width(), elements);
+            let mut out = Rows::new(x.count(), rows);
+            self.dense(x, &mut [DenseProduct { weights: &matrix, out: &mut out }]);
+            let mut line = vec![0.0; x.width()];
+            (0..rows).all(|row| {
+                matrix.read_row(row, &mut line);
+                (0..x.count()).all(|token| {
+                    let terms = line.iter().zip(x.row(token)).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                    (f64::from(out.row(token)[row]) - sum).abs() <= f64::from(FLOAT_ERROR) * size
+                })
+            })
+        })
+    }
+
+    fn attention_agrees(&self, x: &Rows) -> bool {
+        let width = x.width() / 8 * 2;
+        let (query, rest) = x.row(0).split_at(width);
+        let (keys, values) = (&rest[..width], &rest[width..2 * width]);
+        let input = Attention { query, keys, values, scale: 0.1 };
+        let by = |kernels: Kernels| {
+            let mut out = vec![0.0; width];
+            kernels.attend(&input, &mut Vec::new(), &mut out);
+            out
+        };
+        by(self.kernels())
+            .iter()
+            .zip(by(Kernels::portable()))
+            .all(|(a, b)| (a - b).abs() <= FLOAT_ERROR * b.abs().max(1.0))
+    }
+}
+
+fn quantised_by(kernels: Kernels, x: &mut Rows) -> Vec<(Vec<i8>, u32)> {
+    let row = |index: usize, x: &Rows| {
+        let width = x.padded().1.next_multiple_of(16);
+        let mut padded = vec![0.0; width];
+        padded[..x.width()].copy_from_slice(x.row(index));
+        let mut out = vec![0; width];
+        let (scale, _) = kernels.quantise(&padded, &mut out);
+        (out[..x.width()].to_vec(), scale.to_bits())
+    };
+    (0..x.count()).map(|index| row(index, x)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_of_this_cpu_passes() {
+        for kernels in Kernels::all() {
+            for threads in [1, 2] {
+                assert_eq!(Cpu::new(kernels, threads).unwrap().self_test(), Ok(()), "{}", kernels.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,388 @@
+use crate::{
+    assume::{Assumptions, Defect, percent},
+    files::{Files, Subject, length},
+    output::{Format, Paint, print_object, table},
+};
+use anyhow::{Result, bail};
+use bitnet_core::{
+    Span,
+    evidence::OnInconclusive,
+    simulate::{Forecast, Run, Spread, World, lint::lint, run as simulated},
+};
+use serde::Serialize;
+use std::{
+    fmt::Write,
+    io::IsTerminal,
+    num::NonZero,
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Predict a rollout from files, before it runs: time to promote, chance of a false rollback, time to find given defects and
+/// what they cost. The operator's own judge is driven through many simulated rollouts; no cluster is needed.
+///
+/// The same seed gives the same numbers. The answer is as good as the assumptions: look at `--help` for each of them.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    assume: Assumptions,
+    /// A defect to find, for example `latency=1.5` or `cosine=0.93,tail=0.15,after=10m` (latency: multiple of stable's; errors,
+    /// tail: shares; cosine: mean); may be repeated. Default: a clear one in each signal, and all of them in the middle.
+    #[arg(short, long = "defect", value_name = "KEY=VALUE,…", value_parser = Defect::parse)]
+    defects: Vec<Defect>,
+    /// Simulated rollouts of a good candidate; each defect gets half as many.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    runs: u64,
+    /// Seed of all random numbers.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Output.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// `-o` of a computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+impl Output {
+    /// The machine-readable format; `None`: for people.
+    pub(crate) fn format(self) -> Option<Format> {
+        match self {
+            Self::Table => None,
+            Self::Json => Some(Format::Json),
+            Self::Yaml => Some(Format::Yaml),
+        }
+    }
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Prediction {
+    subject: String,
+    strategy: String,
+    gate: String,
+    requests_per_second: f64,
+    seed: u64,
+    /// What happens at the deadline to what could not be decided.
+    at_deadline: &'static str,
+    /// What the confidence of the gate promises, whatever the simulation found.
+    promised_false_rollback: f64,
+    promised_false_promotion: f64,
+    good: Outlook,
+    defects: Vec<Outlook>,
+    remarks: Vec<String>,
+}
+
+/// What becomes of one candidate.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outlook {
+    candidate: String,
+    runs: u64,
+    promoted: Chance,
+    rolled_back: Chance,
+    inconclusive: Chance,
+    /// Seconds from the first comparison (of a defect that begins later: from its beginning) to the end.
+    seconds_until_promoted: Option<Quantiles>,
+    seconds_until_rolled_back: Option<Quantiles>,
+    /// Live requests that the candidate answered.
+    live_requests: Quantiles,
+    /// Most frequent reasons of rollbacks, and what undecided runs waited for.
+    rolled_back_for: Vec<Count>,
+    waited_for: Vec<Count>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Count {
+    what: String,
+    runs: u64,
+}
+
+/// Share of the runs, and the 95 % interval of the chance.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Chance {
+    share: f64,
+    at_least: f64,
+    at_most: f64,
+}
+
+/// 10 %, 50 % and 90 % quantile.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Quantiles {
+    p10: f64,
+    p50: f64,
+    p90: f64,
+}
+
+impl Quantiles {
+    fn of<T: Copy>(spread: Spread<T>, number: impl Fn(T) -> f64) -> Self {
+        Self { p10: number(spread.low), p50: number(spread.median), p90: number(spread.high) }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let subjects = args.files.subjects()?;
+    let [subject] = subjects.as_slice() else {
+        let names: Vec<&str> = subjects.iter().map(|s| s.name.as_str()).collect();
+        bail!("the files hold {} of them ({}): choose one with --name", names.len(), names.join(", "));
+    };
+    let progress = Progress::new(std::io::stderr().is_terminal());
+    let prediction = predict(args, subject, &progress);
+    progress.end();
+    match args.output.format() {
+        Some(format) => print_object(format, &prediction)?,
+        None => print!("{}", words(&prediction, Paint::detect())),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn predict(args: &Args, subject: &Subject, progress: &Progress) -> Prediction {
+    let gate = &subject.gate;
+    let good = args.assume.world(subject.pods);
+    let defects = if args.defects.is_empty() { Defect::usual(gate, &args.assume) } else { args.defects.clone() };
+    let few = (args.runs / 2).max(1);
+    progress.begin(args.runs + few * defects.len() as u64);
+    let outlook = |name: String, runs: u64, world: &World| {
+        let all = parallel(args.seed, runs, |seed| {
+            let run = simulated(gate, &subject.course, world, seed);
+            progress.step();
+            run
+        });
+        Outlook::of(name, subject, world, &all)
+    };
+    let mut remarks: Vec<String> = subject.remarks.iter().map(|r| (*r).to_owned()).collect();
+    let findings = lint(gate, &subject.course, &args.assume.setting(subject.pods));
+    remarks.extend(findings.into_iter().map(|f| format!("{}: {}; {}", f.field, f.rule, f.remedy)));
+    Prediction {
+        subject: subject.name.clone(),
+        strategy: subject.strategy.clone(),
+        gate: gate.name.clone(),
+        requests_per_second: args.assume.rate,
+        seed: args.seed,
+        at_deadline: match gate.on_inconclusive {
+            OnInconclusive::Hold => "weight 0, held and not blamed",
+            OnInconclusive::Rollback => "rolled back",
+            OnInconclusive::Extend => "another deadline (simulated: three)",
+        },
+        promised_false_rollback: gate.alpha_rollback,
+        promised_false_promotion: gate.alpha_promote,
+        good: outlook("as good as assumed".into(), args.runs, &good),
+        defects: defects.iter().map(|d| outlook(d.name(), few, &d.of(&good, gate))).collect(),
+        remarks,
+    }
+}
+
+impl Outlook {
+    fn of(candidate: String, subject: &Subject, world: &World, runs: &[Run]) -> Self {
+        let since = i64::from(world.onset).saturating_mul(subject.gate.interval.0);
+        let seconds = |span: Span| Span((span.0 - since).max(0)).as_seconds();
+        let Some(f) = Forecast::of(&subject.gate, runs) else { unreachable!("at least one run is asked for") };
+        let chance = |count: u64| {
+            let (at_least, at_most) = f.chance(count);
+            Chance { share: count as f64 / f.runs as f64, at_least, at_most }
+        };
+        let counts = |all: &[(String, u64)]| {
+            all.iter().take(3).map(|(what, runs)| Count { what: what.clone(), runs: *runs }).collect()
+        };
+        Self {
+            candidate,
+            runs: f.runs,
+            promoted: chance(f.promoted),
+            rolled_back: chance(f.rolled_back),
+            inconclusive: chance(f.inconclusive),
+            seconds_until_promoted: f.until_promoted.map(|s| Quantiles::of(s, Span::as_seconds)),
+            seconds_until_rolled_back: f.until_rolled_back.map(|s| Quantiles::of(s, seconds)),
+            live_requests: Quantiles::of(f.exposed, |n| n as f64),
+            rolled_back_for: counts(&f.rolled_back_for),
+            waited_for: counts(&f.waited_for),
+        }
+    }
+}
+
+/// Runs of the seeds that follow from `seed`, in their order, on all processors.
+fn parallel(seed: u64, runs: u64, f: impl Fn(u64) -> Run + Sync) -> Vec<Run> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get) as u64;
+    let first = seed.wrapping_mul(1_000_003);
+    let part = |thread: u64| -> Vec<(u64, Run)> {
+        (thread..runs).step_by(threads as usize).map(|i| (i, f(first.wrapping_add(i)))).collect()
+    };
+    let mut all: Vec<(u64, Run)> = std::thread::scope(|scope| {
+        let part = &part;
+        let handles: Vec<_> = (0..threads).map(|thread| scope.spawn(move || part(thread))).collect();
+        // A panic of a run is a defect of ours: it goes on here.
+        let joined = handles.into_iter().map(|h| h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.flatten().collect()
+    });
+    all.sort_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, run)| run).collect()
+}
+
+/// How far it is, on a terminal's standard error.
+struct Progress {
+    shown: bool,
+    all: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress {
+    fn new(shown: bool) -> Self {
+        Self { shown, all: AtomicU64::new(0), done: AtomicU64::new(0) }
+    }
+
+    fn begin(&self, all: u64) {
+        self.all.store(all, Ordering::Relaxed);
+    }
+
+    fn step(&self) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        let all = self.all.load(Ordering::Relaxed).max(1);
+        // Once per percent.
+        if self.shown && done * 100 / all != (done - 1) * 100 / all {
+            eprint!("\rsimulating: {} %", done * 100 / all);
+        }
+    }
+
+    fn end(&self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+fn words(p: &Prediction, paint: Paint) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{}: {}, gate {}", paint.bold(&p.subject), p.strategy, p.gate);
+    let good = &p.good;
+    let traffic =
+        if p.requests_per_second > 0.0 { format!("{} requests/s", p.requests_per_second) } else { "no traffic".into() };
+    let _ = writeln!(text, "{traffic}, {} simulated rollouts of a good candidate, seed {}\n", good.runs, p.seed);
+    let promoted = match &good.seconds_until_promoted {
+        Some(time) => format!("{}, after {}", chance(&good.promoted), times(time)),
+        None => format!("{}: none was", chance(&good.promoted)),
+    };
+    let _ = writeln!(text, "  promoted        {promoted}");
+    let _ = writeln!(
+        text,
+        "  rolled back     {}; by its confidence the gate promises at most {} %",
+        chance(&good.rolled_back),
+        percent(p.promised_false_rollback)
+    );
+    let undecided = if good.inconclusive.share > 0.0 {
+        let waits: Vec<&str> = good.waited_for.iter().map(|c| c.what.as_str()).collect();
+        format!(", waiting for {} ({})", waits.join(", "), p.at_deadline)
+    } else {
+        String::new()
+    };
+    let _ = writeln!(text, "  undecided       {}{undecided}\n", chance(&good.inconclusive));
+    let rows: Vec<Vec<String>> = p.defects.iter().map(|d| row(d, paint)).collect();
+    let header = ["DEFECT", "FOUND", "AFTER (80 % OF RUNS)", "BY", "LIVE REQUESTS SERVED", "PROMOTED"];
+    text += &table(&header, &rows);
+    for remark in &p.remarks {
+        let _ = writeln!(text, "{} {remark}", paint.warn("note:"));
+    }
+    text
+}
+
+fn row(outlook: &Outlook, paint: Paint) -> Vec<String> {
+    let time = outlook.seconds_until_rolled_back.as_ref().map_or("-".into(), times);
+    let by: Vec<&str> = outlook.rolled_back_for.iter().map(|c| c.what.as_str()).collect();
+    let promoted = format!("{} %", percent(outlook.promoted.share));
+    vec![
+        outlook.candidate.clone(),
+        format!("{} %", percent(outlook.rolled_back.share)),
+        time,
+        if by.is_empty() { "-".into() } else { by.join(", ") },
+        format!("{:.0} ({:.0})", outlook.live_requests.p50, outlook.live_requests.p90),
+        if outlook.promoted.share > 0.0 { paint.warn(&promoted) } else { promoted },
+    ]
+}
+
+/// `97.5 % (95.2 to 98.9)`.
+fn chance(chance: &Chance) -> String {
+    let Chance { share, at_least, at_most } = chance;
+    format!("{} % ({} to {})", percent(*share), percent(*at_least), percent(*at_most))
+}
+
+/// `31m (27m to 42m)`.
+fn times(time: &Quantiles) -> String {
+    let of = |seconds: f64| length(Span((seconds * 1000.0) as i64));
+    format!("{} ({} to {})", of(time.p50), of(time.p10), of(time.p90))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cli, Verb};
+    use clap::Parser;
+
+    fn prediction(arguments: &[&str]) -> Prediction {
+        let root = format!("{}/../../examples/", env!("CARGO_MANIFEST_DIR"));
+        let path = |a: &&str| if a.contains(".yaml") { format!("{root}{a}") } else { (*a).to_owned() };
+        let line = ["kubectl-bitnet".to_owned(), "simulate".to_owned()].into_iter().chain(arguments.iter().map(path));
+        let Verb::Simulate(args) = Cli::try_parse_from(line).unwrap().verb else { panic!("another verb") };
+        let subjects = args.files.subjects().unwrap();
+        predict(&args, &subjects[0], &Progress::new(false))
+    }
+
+    /// A seed gives the same text on every machine with the same `libm`: of 4 runs only what all have in common is certain.
+    #[test]
+    fn a_prediction_is_the_same_for_the_same_seed_and_another_for_another() {
+        let of = |seed: &str| {
+            prediction(&["-f", "gate.yaml", "--runs", "8", "--seed", seed, "-d", "cosine=0.8", "-d", "errors=0.5"])
+        };
+        let (one, again, other) = (of("1"), of("1"), of("2"));
+        let text = |p: &Prediction| words(p, Paint::plain());
+        assert_eq!(text(&one), text(&again));
+        assert_ne!(text(&one), text(&other));
+        insta::assert_snapshot!("gate", text(&one));
+        insta::assert_json_snapshot!("gate_json", one);
+    }
+
+    #[test]
+    fn a_good_candidate_is_promoted_and_gross_defects_are_found() {
+        let found = prediction(&["-f", "gate.yaml", "--runs", "10", "--rate", "100"]);
+        assert_eq!(found.good.rolled_back.share, 0.0);
+        assert!(found.good.promoted.share >= 0.8, "{found:?}");
+        assert_eq!(found.defects.len(), 5);
+        for defect in &found.defects {
+            assert!(defect.rolled_back.share >= 0.8, "{defect:?}");
+        }
+        // Of what begins after ten minutes the time is counted from there.
+        let late = found.defects[4].seconds_until_rolled_back.as_ref().unwrap();
+        assert!(late.p90 <= 300.0, "{late:?}");
+    }
+
+    #[test]
+    fn without_traffic_the_default_gate_is_undecided_and_says_what_for() {
+        let found = prediction(&["-f", "gate.yaml", "--runs", "4", "--rate", "0", "-d", "latency=2"]);
+        assert_eq!((found.good.promoted.share, found.good.inconclusive.share), (0.0, 1.0));
+        assert_eq!(found.good.waited_for[0].what, "errors");
+        assert!(found.remarks.iter().any(|r| r.starts_with("onNoTraffic: without live requests 8 pairs")));
+        assert_eq!(found.defects[0].rolled_back.share, 1.0);
+    }
+
+    #[test]
+    fn several_rollouts_need_a_choice() {
+        let root = format!("{}/../../examples/", env!("CARGO_MANIFEST_DIR"));
+        let line = ["kubectl-bitnet", "simulate", "-f", &format!("{root}rollout.yaml"), "-f"];
+        let more = [format!("{root}gate.yaml"), "-f".into(), format!("{root}rollout-full.yaml")];
+        let line = line.iter().map(|s| (*s).to_owned()).chain(more);
+        let Verb::Simulate(args) = Cli::try_parse_from(line).unwrap().verb else { panic!("another verb") };
+        let error = run(&args).unwrap_err().to_string();
+        assert!(error.contains("choose one with --name"), "{error}");
+    }
+}
