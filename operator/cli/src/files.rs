@@ -201,6 +201,7 @@ fn strategy(rollout: &Rollout) -> String {
         Strategy::BlueGreen(_) => {
             format!("blue-green, {} beside the old revision", length(rollout.scale_down_delay))
         }
+        Strategy::AbTest(test) => format!("A/B test, {} % for {}", test.weight(), length(test.duration())),
     }
 }
 
@@ -213,6 +214,7 @@ fn remarks(rollout: &Rollout) -> Vec<&'static str> {
         Strategy::BlueGreen(way) if !way.auto_promote => {
             remarks.push("the switch waits for a person: it is taken as made at once");
         }
+        Strategy::AbTest(_) => remarks.push("what users prefer is not forecast, only what the gate sees"),
         Strategy::Canary(_) | Strategy::BlueGreen(_) => {}
     }
     if rollout.paused {

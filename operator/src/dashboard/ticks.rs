@@ -317,7 +317,12 @@ mod tests {
         let ticks = Ticks::default();
         let arm =
             |requests| LiveArm { requests, errors: 1, ttft: Histogram([(0, requests)].into()), ..LiveArm::default() };
-        let live = Live { candidate: arm(10), stable: arm(90), seconds: 10.0 };
+        let live = Live {
+            candidate: arm(10),
+            stable: arm(90),
+            seconds: 10.0,
+            users: bitnet_core::observation::Users::default(),
+        };
         for _ in 0..3 {
             ticks.keep(key("chat"), "chat-b", point(1, 1), Some(&live));
         }

@@ -82,6 +82,7 @@ mod tests {
             seen: Timestamp::from_millisecond(at).unwrap(),
             resource_version: at.to_string(),
             weights: BTreeMap::from([("bad".into(), weight), ("good".into(), 100 - weight)]),
+            derived: Vec::new(),
             ledger: BTreeMap::new(),
         }
     }

@@ -64,6 +64,8 @@ impl Course {
         match &rollout.strategy {
             model::Strategy::Canary(canary) => Self::Steps(canary.steps.iter().map(Step::from).collect(), canary.pace),
             model::Strategy::BlueGreen(_) => Self::Switch { beside: rollout.scale_down_delay },
+            // What the gate sees of an A/B test is one step of fixed weight and length; what users prefer is not forecast.
+            model::Strategy::AbTest(test) => Self::Steps(vec![Step::from(&test.split[0])], model::Pace::Time),
         }
     }
 
