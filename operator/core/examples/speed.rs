@@ -124,7 +124,12 @@ impl Trial {
             let now = BEGAN + Span(interval.0 * i as i64);
             let sample = Sample {
                 at: now,
-                live: tick.live.map(|(candidate, stable, seconds)| Live { candidate, stable, seconds }),
+                live: tick.live.map(|(candidate, stable, seconds)| Live {
+                    candidate,
+                    stable,
+                    seconds,
+                    users: bitnet_core::observation::Users::default(),
+                }),
                 stable_total: tick.stable_total,
                 probes: tick.probes.map_or(ProbeOutcome::None, ProbeOutcome::Done),
                 comparable: Comparable::Yes,

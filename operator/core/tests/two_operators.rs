@@ -91,6 +91,8 @@ impl From<Verdict> for Outcome {
             Verdict::Promoted => Self::Promoted,
             Verdict::RolledBack => Self::RolledBack,
             Verdict::Inconclusive => Self::Inconclusive,
+            // Of an A/B test only; the model holds canaries.
+            Verdict::Reported => Self::Inconclusive,
         }
     }
 }
@@ -409,6 +411,7 @@ fn sample(state: &State, now: Time, weight: u32, good: bool) -> Sample {
             candidate: requests(weight),
             stable: requests(100 - weight),
             seconds: INTERVAL.as_seconds(),
+            users: bitnet_core::observation::Users::default(),
         }),
         // Long enough ago that live latency is not asked for.
         stable_total: Some((arm(1500), 1e6)),
