@@ -90,9 +90,8 @@ impl From<Verdict> for Outcome {
         match verdict {
             Verdict::Promoted => Self::Promoted,
             Verdict::RolledBack => Self::RolledBack,
-            Verdict::Inconclusive => Self::Inconclusive,
-            // Of an A/B test only; the model holds canaries.
-            Verdict::Reported => Self::Inconclusive,
+            // `Reported` ends A/B tests only; the model holds canaries.
+            Verdict::Inconclusive | Verdict::Reported => Self::Inconclusive,
         }
     }
 }
