@@ -8,14 +8,14 @@ pub const DURATION_PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 /// What a decimal looks like in a schema.
 pub const DECIMAL_PATTERN: &str = r"^[0-9]{1,3}(\.[0-9]{1,9})?$";
 
-/// A length of time as text: `10ms`, `5m`, `1h30m`. Schemas stop at hours; [`Duration::milliseconds`] also reads days.
+/// A length of time as text: `10ms`, `5m`, `1h30m`. It ends at hours, as CEL's `duration()` does: a week is `168h`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Duration(pub String);
 
 /// The text is no length of time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no length of time: write a number with a unit, for example 10ms, 30s, 5m, 1h30m or 7d")]
+#[error("`{0}` is no length of time: write a number with a unit, for example 10ms, 30s, 5m, 1h30m or 168h")]
 pub struct NoDuration(String);
 
 impl Duration {
@@ -53,7 +53,6 @@ fn parse_milliseconds(text: &str) -> Option<i64> {
             "s" => 1_000,
             "m" => 60_000,
             "h" => 3_600_000,
-            "d" => 86_400_000,
             _ => return None,
         };
         rest = rest.get(letters..)?;
@@ -141,12 +140,12 @@ mod tests {
     #[test]
     fn lengths_of_time_are_read() {
         for (text, milliseconds) in
-            [("10ms", 10), ("5m", 300_000), ("1h", 3_600_000), ("7d", 604_800_000), ("1h30m", 5_400_000), ("0s", 0)]
+            [("10ms", 10), ("5m", 300_000), ("1h", 3_600_000), ("168h", 604_800_000), ("1h30m", 5_400_000), ("0s", 0)]
         {
             assert_eq!(Duration::from(text).milliseconds(), Ok(milliseconds), "{text}");
         }
         for text in
-            ["", "5", "m", "5 m", "-5m", "1.5h", "5y", "99999999999999999999h", "9223372036854775807d", "ä", "5ä"]
+            ["", "5", "m", "5 m", "-5m", "1.5h", "7d", "5y", "99999999999999999999h", "9223372036854775807h", "ä", "5ä"]
         {
             assert!(Duration::from(text).milliseconds().is_err(), "{text}");
         }
