@@ -79,6 +79,8 @@ pub struct Metrics {
     phase: Family<ObjectPhase, Gauge>,
     estimate: Family<ObjectSignal, Float>,
     samples: Family<ObjectSignal, Gauge>,
+    shadow_samples: Family<Object, Gauge>,
+    shadow_cosine: Family<Object, Float>,
     phases: Arc<Mutex<BTreeMap<Object, &'static str>>>,
 }
 
@@ -95,6 +97,8 @@ pub struct Facts {
     pub estimates: Vec<(&'static str, Option<f64>)>,
     /// Samples (prompts, pairs, requests) by signal.
     pub samples: Vec<(&'static str, u64)>,
+    /// Live prompts compared for display, and the sum of their cosines.
+    pub shadow: Option<(u64, f64)>,
 }
 
 const SIGNALS: [&str; 4] = ["cosine", "cosine-tail", "latency", "errors"];
@@ -117,6 +121,8 @@ impl Default for Metrics {
             phase: Family::default(),
             estimate: Family::default(),
             samples: Family::default(),
+            shadow_samples: Family::default(),
+            shadow_cosine: Family::default(),
             phases: Arc::default(),
         };
         registry.register_with_unit("step", "Time of each step of a reconcile", Unit::Seconds, metrics.steps.clone());
@@ -135,6 +141,9 @@ impl Default for Metrics {
         registry.register("phase", "1 for the phase that a rollout is in", metrics.phase.clone());
         registry.register("signal_estimate", "Point estimate of a signal in its unit", metrics.estimate.clone());
         registry.register("signal_samples", "Samples of a signal in the running attempt", metrics.samples.clone());
+        let help = "Live prompts compared for display in the running attempt";
+        registry.register("shadow_samples", help, metrics.shadow_samples.clone());
+        registry.register("shadow_cosine", "Mean cosine of those prompts", metrics.shadow_cosine.clone());
         Self { registry: Arc::new(registry), ..metrics }
     }
 }
@@ -202,12 +211,22 @@ impl Metrics {
         for &(signal, samples) in &facts.samples {
             self.samples.get_or_create(&signal_label(object, signal)).set(samples as i64);
         }
+        if let Some((samples, cosine)) = facts.shadow {
+            self.shadow_samples.get_or_create(object).set(samples as i64);
+            if samples > 0 {
+                self.shadow_cosine.get_or_create(object).set(cosine / samples as f64);
+            } else {
+                self.shadow_cosine.remove(object);
+            }
+        }
     }
 
     /// Drops a rollout's series.
     pub fn forget(&self, object: &Object) {
         self.weight.remove(object);
         self.evidence.remove(object);
+        self.shadow_samples.remove(object);
+        self.shadow_cosine.remove(object);
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = phases.remove(object) {
             self.phase.remove(&phase_label(object, old));
@@ -253,6 +272,7 @@ mod tests {
             ln_rollback: Some(-1.5),
             estimates: vec![("cosine", Some(0.97)), ("errors", None)],
             samples: vec![("cosine", 120)],
+            shadow: Some((40, 39.0)),
         };
         metrics.observe(&object("one"), &facts);
         metrics.observe(&object("two"), &facts);
@@ -263,6 +283,8 @@ mod tests {
         assert!(!text.contains(r#"rollout="one",phase="Progressing""#), "the old phase is gone: {text}");
         let samples = r#"bitnet_operator_signal_samples{namespace="ns",rollout="one",signal="cosine"} 120"#;
         assert!(text.contains(samples), "{text}");
+        let shadow = r#"bitnet_operator_shadow_cosine{namespace="ns",rollout="one"} 0.975"#;
+        assert!(text.contains(shadow), "{text}");
         metrics.forget(&object("one"));
         let text = metrics.encode().unwrap();
         assert!(!text.contains(r#"rollout="one""#), "{text}");
@@ -282,6 +304,7 @@ mod tests {
             ln_rollback: Some(0.0),
             estimates: vec![("cosine", Some(1.0))],
             samples: vec![("cosine", 1)],
+            shadow: Some((20, 20.0)),
         };
         metrics.observe(&Object { namespace: "ns".into(), rollout: "chat".into() }, &facts);
         metrics.encode().unwrap()

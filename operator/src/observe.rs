@@ -39,10 +39,12 @@ mod detours;
 mod problems;
 mod route;
 mod sample;
+mod shadow;
 pub mod verbs;
 mod workloads;
 
 pub use route::{Rival, RouteView};
+pub use shadow::Shadowed;
 
 /// What a reconcile knows: core's view, and the objects that `render` needs beside it.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +65,8 @@ pub struct World {
     pub preview: Option<ObjectMeta>,
     /// IPs of our pods by name.
     pub pods: BTreeMap<String, IpAddr>,
+    /// Live prompts compared for display, where a tick asked about them.
+    pub shadow: Option<Shadowed>,
     /// Counter references that replace the old ones once the status was written.
     pub pending: Option<Pending>,
 }
@@ -153,14 +157,18 @@ pub async fn observe(
         decisions,
         preview: preview.map(|found| found.metadata).filter(owned),
         pods: pods.iter().filter_map(|pod| Some((pod.name_any(), workloads::address(pod)?))).collect(),
+        shadow: None,
         pending: None,
     };
     if tick_due(rollout, state, now)
         && let Some(attempt) = &state.attempt
     {
-        let (sample, pending) = sample::take(from, rollout, attempt, &world, now).await;
+        let ((sample, pending), shadow) = futures::join!(
+            sample::take(from, rollout, attempt, &world, now),
+            shadow::take(from, rollout, attempt, &world)
+        );
         world.observation.sample = Some(sample);
-        world.pending = Some(pending);
+        (world.pending, world.shadow) = (Some(pending), shadow);
     } else if guard_due(rollout, state, now) {
         let job = state.guard.as_ref().and_then(|watch| watch.job.as_ref());
         world.observation.sample = Some(sample::of_guard(from, rollout, &world, job, now).await);

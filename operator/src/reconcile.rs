@@ -228,7 +228,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
     if let Some(verdict) = outcome.objects.verdict {
         context.metrics.verdict(verdict.name());
     }
-    observe_metrics(context, &rollout, &plan, &route_state);
+    observe_metrics(context, &rollout, &world, &plan, &route_state);
     context.guards.set(&rollout.uid, plan.state.guard.clone());
     context.ticks.record(&rollout, &state, &world.observation, &plan, now);
     if let Some(pending) = world.pending.clone() {
@@ -457,7 +457,7 @@ async fn start(context: &Context, rollout: &Rollout, world: &World, job: &ProbeJ
     }
 }
 
-fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &RouteState) {
+fn observe_metrics(context: &Context, rollout: &Rollout, world: &World, plan: &Plan, route: &RouteState) {
     let weight = match route {
         RouteState::Found(route) => {
             let candidate = route.ledger.as_ref().and_then(|ledger| ledger.candidate.as_ref());
@@ -474,6 +474,7 @@ fn observe_metrics(context: &Context, rollout: &Rollout, plan: &Plan, route: &Ro
         ln_rollback: assessment.map(|assessment| assessment.ln_rollback).or(guard.map(|guard| guard.ln_m)),
         estimates: signals.into_iter().flatten().map(|signal| (signal.kind.name(), signal.estimate)).collect(),
         samples: signals.into_iter().flatten().map(|signal| (signal.kind.name(), signal.samples)).collect(),
+        shadow: world.shadow.map(|found| (found.samples, found.cosine)),
     };
     context.metrics.observe(&Object { namespace: rollout.namespace.clone(), rollout: rollout.name.clone() }, &facts);
 }

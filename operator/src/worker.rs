@@ -3,6 +3,7 @@
 
 use bitnet_api::worker::{
     COMPARE_PATH, COUNTERS_PATH, CompareRequest, CompareResult, Counters, IDENTITY_PATH, INTERNAL_PORT, Identity,
+    SHADOW_PATH, ShadowRequest, ShadowResult,
 };
 use reqwest::{Method, Response, StatusCode, header, redirect};
 use serde::{Serialize, de::DeserializeOwned};
@@ -155,6 +156,17 @@ impl Workers {
             StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => Ok(Posted::Busy),
             status => Err(Error::Status { address: self.address(pod), status }),
         }
+    }
+
+    /// Allows a share of the live prompts to be compared for a while; answers what was found so far.
+    pub async fn shadow(&self, pod: IpAddr, request: &ShadowRequest) -> Result<ShadowResult, Error> {
+        let answer = self.send(pod, Method::POST, SHADOW_PATH, Some(request)).await?;
+        let result: ShadowResult = match answer.status() {
+            StatusCode::OK => self.json(pod, answer).await?,
+            status => return Err(Error::Status { address: self.address(pod), status }),
+        };
+        self.checked(pod, checks::shadow(&result))?;
+        Ok(result)
     }
 
     /// Asks what became of the job `key` of tick `tick`, for which at most `probes` prompts and `pairs` pairs were

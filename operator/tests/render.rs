@@ -83,6 +83,7 @@ fn rollout() -> Rollout {
             on_inconclusive: OnInconclusive::Hold,
             on_no_traffic: OnNoTraffic::Probe,
             tripwire: Tripwire { error_rate: 0.5, min_requests: 20 },
+            shadow: 0,
         },
         guard: None,
         scale_down_delay: Span::seconds(600),

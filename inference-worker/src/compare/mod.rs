@@ -7,19 +7,22 @@
 mod busy;
 mod calibrate;
 pub mod draw;
+mod forcing;
 pub mod halves;
 mod job;
 mod peer;
 mod probes;
 mod request;
+mod shadow;
 pub mod similarity;
 
 pub use calibrate::{CalibrateError, calibrate};
-pub(crate) use job::of_rows;
+pub(crate) use forcing::of_rows;
 pub use peer::PeerSettings;
 pub(crate) use peer::is_peer_of;
 pub use probes::{ProbeError, Probes};
 pub use request::Invalid;
+pub(crate) use shadow::Shadow;
 
 use crate::engine::Engine;
 use crate::model::Text;

@@ -1,7 +1,7 @@
 //! Which comparisons are started.
 
 use super::peer::is_peer_of;
-use bitnet_api::worker::CompareRequest;
+use bitnet_api::worker::{CompareRequest, ShadowRequest};
 use std::ops::RangeInclusive;
 
 /// Why a request is refused; each names the field and the rule.
@@ -36,10 +36,15 @@ pub enum Invalid {
         /// As sent.
         found: u32,
     },
+    /// No cosine to compare with.
+    #[error("`tailMin` must lie between 0 and 1, both excluded")]
+    TailMin,
 }
 
 const MAX_UID: usize = 128;
 const MAX_KEY: usize = 64;
+/// Most live prompts that are shadowed, in percent: whoever asks for it.
+const MAX_SHADOW: u32 = 10;
 
 /// Checks every field against its documented range.
 pub(super) fn check(request: &CompareRequest, rollout: Option<&str>) -> Result<(), Invalid> {
@@ -48,19 +53,34 @@ pub(super) fn check(request: &CompareRequest, rollout: Option<&str>) -> Result<(
     if !(1..=MAX_KEY).contains(&key.len()) || !key.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
         return Err(Invalid::Key);
     }
-    if !(1..=MAX_UID).contains(&request.uid.len()) {
-        return Err(Invalid::Uid);
-    }
-    for (field, name) in [("baseline", &request.baseline), ("stable", &request.stable)] {
-        if !is_peer_of(rollout, name) {
-            return Err(Invalid::Peer { field, rollout: rollout.to_owned() });
-        }
-    }
+    uid(&request.uid)?;
+    peer(rollout, "baseline", &request.baseline)?;
+    peer(rollout, "stable", &request.stable)?;
     range("probes", request.probes, 1..=256)?;
     range("maxTokens", request.max_tokens, 1..=512)?;
     range("positions", request.positions, 1..=64)?;
     range("pairs", request.pairs, 0..=64)?;
     range("pairTokens", request.pair_tokens, 2..=256)
+}
+
+/// The same of the permission to compare live prompts.
+pub(super) fn check_shadow(request: &ShadowRequest, rollout: Option<&str>) -> Result<(), Invalid> {
+    let rollout = rollout.ok_or(Invalid::NoRollout)?;
+    uid(&request.uid)?;
+    peer(rollout, "baseline", &request.baseline)?;
+    range("percent", request.percent, 0..=MAX_SHADOW)?;
+    range("maxTokens", request.max_tokens, 1..=512)?;
+    range("positions", request.positions, 1..=64)?;
+    range("seconds", request.seconds, 1..=3600)?;
+    if request.tail_min > 0.0 && request.tail_min < 1.0 { Ok(()) } else { Err(Invalid::TailMin) }
+}
+
+fn uid(uid: &str) -> Result<(), Invalid> {
+    if (1..=MAX_UID).contains(&uid.len()) { Ok(()) } else { Err(Invalid::Uid) }
+}
+
+fn peer(rollout: &str, field: &'static str, name: &str) -> Result<(), Invalid> {
+    if is_peer_of(rollout, name) { Ok(()) } else { Err(Invalid::Peer { field, rollout: rollout.to_owned() }) }
 }
 
 fn range(field: &'static str, found: u32, range: RangeInclusive<u32>) -> Result<(), Invalid> {
@@ -110,5 +130,33 @@ mod tests {
         assert!(refused(|r| r.positions = 65).contains("`positions`"));
         assert!(refused(|r| r.pairs = 65).contains("`pairs`"));
         assert!(refused(|r| r.pair_tokens = 1).contains("`pairTokens`"));
+    }
+
+    #[test]
+    fn a_permission_is_checked_as_well() {
+        let good = ShadowRequest {
+            uid: "0f8fad5b".into(),
+            attempt: 1,
+            baseline: "chat-aaaaaaaaaa".into(),
+            percent: 10,
+            max_tokens: 16,
+            positions: 8,
+            tail_min: 0.9,
+            seconds: 30,
+        };
+        assert_eq!(check_shadow(&good, Some("chat")), Ok(()));
+        assert_eq!(check_shadow(&good, None), Err(Invalid::NoRollout));
+        let refused = |change: fn(&mut ShadowRequest)| {
+            let mut request = good.clone();
+            change(&mut request);
+            check_shadow(&request, Some("chat")).unwrap_err().to_string()
+        };
+        assert!(refused(|r| r.percent = 11).contains("`percent` must be from 0 to 10"));
+        assert!(refused(|r| r.baseline = "chat-baseline".into()).contains("`baseline`"));
+        assert!(refused(|r| r.seconds = 3601).contains("`seconds`"));
+        assert!(refused(|r| r.positions = 0).contains("`positions`"));
+        assert!(refused(|r| r.max_tokens = 0).contains("`maxTokens`"));
+        assert!(refused(|r| r.tail_min = f64::NAN).contains("`tailMin`"));
+        assert!(refused(|r| r.uid.clear()).contains("`uid`"));
     }
 }

@@ -1,7 +1,7 @@
 //! Internal work in one call: what the internal port, the comparison and the warm-up ask of the engine. It goes
 //! through the same queue as live requests.
 
-use super::{Class, Engine, Event, Failure, Finish, Job, Refused, Sampling, Work};
+use super::{Engine, Event, Failure, Finish, Job, Refused, Sampling, Work};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -69,7 +69,7 @@ impl Engine {
     }
 
     fn ask(&self, prompt: Vec<u32>, work: Work, arrival: Instant) -> Result<UnboundedReceiver<Event>, AskError> {
-        let (job, events) = Job::new(Class::Internal, prompt, work, arrival);
+        let (job, events) = Job::new(self.class, prompt, work, arrival);
         self.submit(job).map_err(AskError::Refused)?;
         Ok(events)
     }
@@ -102,6 +102,13 @@ async fn follow(mut events: UnboundedReceiver<Event>, arrival: Instant) -> Resul
 /// Mean seconds per token after the first; `None` for fewer than two tokens.
 pub(crate) fn time_per_token(first: Instant, last: Instant, tokens: usize) -> Option<f64> {
     (tokens >= 2).then(|| last.saturating_duration_since(first).as_secs_f64() / (tokens - 1) as f64)
+}
+
+impl AskError {
+    /// Background work was not taken or was given up, because there was other work.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, AskError::Refused(Refused::Busy) | AskError::Failed(Failure::Yielded))
+    }
 }
 
 impl Generated {

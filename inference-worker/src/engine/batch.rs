@@ -7,6 +7,9 @@ use super::prefix::Prefixes;
 use super::sampling::{NonFinite, Sampler, likelihood};
 use std::time::{Duration, Instant};
 
+/// Prompt tokens of background work in one pass: about as long as one decode, which other work that comes waits for.
+const BACKGROUND_CHUNK: usize = 8;
+
 /// One job with a slot.
 pub(super) struct Sequence<C> {
     job: Job,
@@ -79,13 +82,29 @@ impl<N: Network> Batch<N> {
         self.running.len()
     }
 
+    /// Sequences that somebody waits for.
+    pub(super) fn wanted(&self) -> usize {
+        self.running.iter().filter(|sequence| sequence.job.class != Class::Background).count()
+    }
+
     /// Tokens held in caches.
     pub(super) fn cached_tokens(&self) -> usize {
         self.running.iter().map(|s| s.read + s.generated).sum()
     }
 
-    /// Gives a job a slot.
+    /// Gives a job a slot. Background work has one only as long as it is by itself.
     pub(super) fn admit(&mut self, job: Job) {
+        if job.class == Class::Background && !self.running.is_empty() {
+            let _ = job.events.send(Event::Failed(Failure::Yielded));
+            return;
+        }
+        self.running.retain_mut(|sequence| {
+            let stays = sequence.job.class != Class::Background;
+            if !stays {
+                sequence.fail(Failure::Yielded);
+            }
+            stays
+        });
         let (prompt, room, sampler, scores) = match &job.work {
             Work::Generate { max_tokens, sampling, .. } => {
                 (job.prompt.len(), *max_tokens, Sampler::new(*sampling), Vec::new())
@@ -161,7 +180,7 @@ impl<N: Network> Batch<N> {
             sequence.queued.get_or_insert(started.saturating_duration_since(sequence.job.arrival));
         }
         let outcome = self.forward(&plan);
-        self.seen.passes += 1;
+        self.seen.passes += u64::from(self.wanted() > 0);
         let mut done = Vec::new();
         match outcome {
             Ok(rows) => {
@@ -198,7 +217,8 @@ impl<N: Network> Batch<N> {
             if to_read == 0 {
                 plan.push(Planned { sequence: at, count: 1, want: vec![0] });
             } else if left > 0 {
-                let count = to_read.min(left);
+                let most = if sequence.job.class == Class::Background { BACKGROUND_CHUNK } else { self.chunk };
+                let count = to_read.min(left).min(most);
                 left -= count;
                 plan.push(Planned { sequence: at, count, want: sequence.wanted(count) });
             }

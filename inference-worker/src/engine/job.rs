@@ -11,6 +11,9 @@ pub enum Class {
     Live,
     /// Comparison, score, pair or warm-up: in no counter but busy time.
     Internal,
+    /// Work that nobody waits for. It is taken only by an engine without other work, reads few tokens in a pass, and is given
+    /// up as soon as other work comes, so that this waits for one short pass at most. In no counter.
+    Background,
 }
 
 /// What is to be done with the prompt. No `Debug`: token ids are text.
@@ -123,6 +126,9 @@ pub enum Failure {
         /// The model's own words (no text of the request).
         reason: String,
     },
+    /// Background work made room for other work.
+    #[error("the engine has other work to do")]
+    Yielded,
 }
 
 /// Why a job was not taken.
@@ -131,6 +137,9 @@ pub enum Refused {
     /// As many jobs wait as may wait.
     #[error("the queue is full")]
     Full,
+    /// The engine has other work, and this is for its idle time.
+    #[error("the engine has other work to do")]
+    Busy,
     /// The engine has stopped.
     #[error("the engine has stopped")]
     Stopped,

@@ -59,12 +59,15 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
+    /// Class of what is asked through this handle.
+    class: Class,
 }
 
 struct Shared {
     queue: Queue,
     alive: AtomicBool,
     busy_nanos: AtomicU64,
+    background_nanos: AtomicU64,
     running: AtomicUsize,
     cached_tokens: AtomicUsize,
     reused_tokens: AtomicU64,
@@ -86,6 +89,7 @@ impl Engine {
             queue: Queue::new(options.queue),
             alive: AtomicBool::new(true),
             busy_nanos: AtomicU64::new(0),
+            background_nanos: AtomicU64::new(0),
             running: AtomicUsize::new(0),
             cached_tokens: AtomicUsize::new(0),
             reused_tokens: AtomicU64::new(0),
@@ -97,12 +101,26 @@ impl Engine {
         });
         let state = Arc::clone(&shared);
         std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(network, options, &state))?;
-        Ok(Self { shared })
+        Ok(Self { shared, class: Class::Internal })
+    }
+
+    /// A handle whose questions are [`Class::Background`]: answered only while nobody else asks.
+    #[must_use]
+    pub fn background(&self) -> Self {
+        Self { class: Class::Background, ..self.clone() }
     }
 
     /// Queues a job.
     pub fn submit(&self, job: Job) -> Result<(), Refused> {
+        if job.class == Class::Background && self.running() > 0 {
+            return Err(Refused::Busy);
+        }
         self.shared.queue.push(job)
+    }
+
+    /// Nothing runs and nothing waits, background work aside.
+    pub fn is_idle(&self) -> bool {
+        self.running() == 0 && self.waiting() == 0
     }
 
     /// Takes no more jobs; the thread ends after those that it has.
@@ -123,12 +141,17 @@ impl Engine {
         }
     }
 
+    /// Cumulative seconds in which the engine did background work; not in [`Engine::busy_seconds`].
+    pub fn background_seconds(&self) -> f64 {
+        self.shared.background_nanos.load(Ordering::Relaxed) as f64 / 1e9
+    }
+
     /// Cumulative seconds in which the engine worked.
     pub fn busy_seconds(&self) -> f64 {
         self.shared.busy_nanos.load(Ordering::Relaxed) as f64 / 1e9
     }
 
-    /// Jobs with a slot.
+    /// Jobs with a slot, background work aside.
     pub fn running(&self) -> usize {
         self.shared.running.load(Ordering::Relaxed)
     }
@@ -153,7 +176,7 @@ impl Engine {
         self.shared.non_finite.load(Ordering::Relaxed)
     }
 
-    /// Forward passes that were run.
+    /// Forward passes that were run, those for background work alone aside.
     pub fn passes(&self) -> u64 {
         self.shared.passes.load(Ordering::Relaxed)
     }
@@ -186,20 +209,21 @@ fn run<N: Network>(network: N, options: Options, shared: &Shared) {
             let Some(first) = shared.queue.wait() else { return };
             gather(&mut batch, first, &mut density, options, shared);
         }
-        while batch.len() < options.max_batch.max(1) {
+        while batch.wanted() < options.max_batch.max(1) {
             let Some(job) = shared.queue.take() else { break };
             density.arrived(&job);
             batch.admit(job);
         }
         let started = Instant::now();
-        shared.running.store(batch.len(), Ordering::Relaxed);
+        let time = if batch.wanted() > 0 { &shared.busy_nanos } else { &shared.background_nanos };
+        shared.running.store(batch.wanted(), Ordering::Relaxed);
         let since = started.saturating_duration_since(shared.epoch).as_nanos() as u64;
         shared.pass_started.store(since + 1, Ordering::Release);
         batch.pass();
         batch.drop_cancelled();
         shared.pass_started.store(0, Ordering::Release);
-        shared.busy_nanos.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        shared.running.store(batch.len(), Ordering::Relaxed);
+        time.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        shared.running.store(batch.wanted(), Ordering::Relaxed);
         shared.cached_tokens.store(batch.cached_tokens(), Ordering::Relaxed);
         let Seen { passes, reused, non_finite } = batch.seen();
         shared.passes.store(passes, Ordering::Relaxed);
@@ -215,10 +239,11 @@ fn gather<N: Network>(batch: &mut Batch<N>, first: Job, density: &mut Density, o
     let until = first.arrival + options.batch_wait;
     let mut worth_waiting = batch::is_live(&first) && density.is_dense();
     batch.admit(first);
-    while worth_waiting && batch.len() < options.max_batch {
+    shared.running.store(batch.wanted(), Ordering::Relaxed);
+    while worth_waiting && batch.wanted() < options.max_batch {
         let Some(job) = shared.queue.wait_until(until) else { return };
         density.arrived(&job);
-        worth_waiting = batch::is_live(&job);
+        worth_waiting = batch::is_live(&job) || job.class == Class::Background;
         batch.admit(job);
     }
 }

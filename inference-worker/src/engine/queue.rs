@@ -36,6 +36,8 @@ impl Queue {
         let limit = match job.class {
             Class::Live => self.capacity,
             Class::Internal => INTERNAL_PLACES,
+            Class::Background if !state.jobs.is_empty() => return Err(Refused::Busy),
+            Class::Background => 1,
         };
         let full = |state: &State| state.jobs.iter().filter(|waiting| waiting.class == job.class).count() >= limit;
         if full(&state) {
@@ -158,6 +160,17 @@ mod tests {
         assert_eq!(queue.take().unwrap().prompt, [3]);
         assert_eq!(queue.take().unwrap().prompt, [4]);
         assert!(queue.take().is_none());
+    }
+
+    #[test]
+    fn idle_time_is_what_nobody_else_wants() {
+        let queue = Queue::new(2);
+        let (first, _first_receiver) = job(Class::Background, 1);
+        assert_eq!(queue.push(first), Ok(()));
+        let (second, _second_receiver) = job(Class::Background, 2);
+        assert_eq!(queue.push(second), Err(Refused::Busy));
+        let (live, _live_receiver) = job(Class::Live, 3);
+        assert_eq!(queue.push(live), Ok(()), "it holds no place of a user");
     }
 
     #[test]

@@ -286,3 +286,77 @@ fn comparisons_and_broken_answers_share_nothing() {
     assert_eq!(read[6..], [broken.len(), broken.len()]);
     assert_eq!((engine.non_finite(), engine.reused_tokens(), engine.bytes_per_pass()), (2, 0, 100));
 }
+
+/// Asks in idle time for an answer of `tokens` tokens.
+fn in_background(engine: &Engine, prompt: &[u32], tokens: usize) -> Result<UnboundedReceiver<Event>, Refused> {
+    let work = Work::Generate { max_tokens: tokens, sampling: Sampling::GREEDY, stop: Vec::new(), likelihood: None };
+    let (job, events) = Job::new(Class::Background, prompt.to_vec(), work, Instant::now());
+    engine.submit(job).map(|()| events)
+}
+
+#[test]
+fn background_work_reads_little_at_a_time_and_makes_room_at_once() {
+    let (engine, sizes) = engine(2, Options { max_batch: 1, ..Options::default() });
+    let prompt: Vec<u32> = (0..90).map(|i| i % 11).collect();
+    let background = in_background(&engine, &prompt, 50).unwrap();
+    while sizes.lock().unwrap().len() < 3 {
+        std::thread::yield_now();
+    }
+    assert_eq!(in_background(&engine, &[1], 1).err(), None, "it is taken, and then given up: one at a time");
+    let live = collect(generate(&engine, &[1, 2, 3], 2, &[]));
+    assert_eq!(live.tokens, [4, 5], "the only slot is the user's");
+    assert!(!ended(&live).alone, "a pass of something else ended after its arrival");
+    let given_up = collect(background);
+    assert_eq!(given_up.end.unwrap().unwrap_err(), Failure::Yielded);
+    let sizes = sizes.lock().unwrap().clone();
+    assert!(sizes.iter().all(|pass| pass.len() == 1), "it never shares a pass: {sizes:?}");
+    let before = sizes.iter().position(|pass| *pass == [3]).expect("the user's prompt");
+    assert!(sizes[..before].iter().all(|pass| *pass == [8]), "{sizes:?}");
+    assert_eq!(sizes[before..], [vec![3], vec![1]], "nothing of it runs on");
+    assert_eq!(engine.passes(), 2, "passes that nobody waits for are not counted");
+    assert!(engine.background_seconds() > 0.0 && engine.busy_seconds() < 0.1);
+}
+
+#[test]
+fn background_work_is_refused_while_there_is_other_work_and_done_where_there_is_none() {
+    let (engine, _) = engine(3, Options::default());
+    let running = generate(&engine, &[1], 8, &[]);
+    while engine.running() == 0 {
+        std::thread::yield_now();
+    }
+    assert!(!engine.is_idle());
+    assert_eq!(in_background(&engine, &[1], 1).err(), Some(Refused::Busy));
+    collect(running);
+    while !engine.is_idle() {
+        std::thread::yield_now();
+    }
+    assert_eq!(collect(in_background(&engine, &[1], 3).unwrap()).tokens, [2, 3, 4]);
+    assert!(engine.is_idle());
+}
+
+#[test]
+fn a_long_prompt_stalls_nobody_who_decodes() {
+    let (engine, sizes) = engine(1, Options { prefill_chunk: 4, ..Options::default() });
+    let decoding = generate(&engine, &[1], 200, &[]);
+    while sizes.lock().unwrap().len() < 3 {
+        std::thread::yield_now();
+    }
+    let long: Vec<u32> = (0..120).map(|i| i % 11).collect();
+    assert_eq!(collect(generate(&engine, &long, 1, &[])).tokens, [(119 % 11) + 1]);
+    drop(decoding);
+    let sizes = sizes.lock().unwrap();
+    let shared: Vec<_> = sizes.iter().filter(|pass| pass.len() == 2).collect();
+    assert_eq!(shared.len(), 30, "the prompt is read in 30 chunks: {sizes:?}");
+    assert!(shared.iter().all(|pass| **pass == [1, 4]), "each beside a token of the other answer: {shared:?}");
+}
+
+#[test]
+fn a_batch_is_as_large_as_it_may_be_and_no_larger() {
+    let (engine, sizes) = engine(5, Options { max_batch: 32, prefill_chunk: 64, ..Options::default() });
+    let answers: Vec<_> = (0..40).map(|_| generate(&engine, &[1], 12, &[])).collect();
+    for answer in answers {
+        assert_eq!(collect(answer).tokens.len(), 12);
+    }
+    let largest = sizes.lock().unwrap().iter().map(Vec::len).max().unwrap();
+    assert_eq!(largest, 32);
+}

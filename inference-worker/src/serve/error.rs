@@ -84,6 +84,8 @@ impl ApiError {
                 ),
                 ErrorClass::Overloaded,
             ),
+            // Only background work is told so, and no user's request is that.
+            Refused::Busy => (Self::unavailable("the engine has other work to do"), ErrorClass::Server),
             Refused::Stopped => (Self::unavailable("the engine has stopped"), ErrorClass::Server),
         }
     }
@@ -95,7 +97,7 @@ impl ApiError {
                 let message = "the model gave logits that are not finite numbers";
                 (Self::internal("non_finite_logits", message), ErrorClass::NonFinite)
             }
-            Failure::Forward { .. } => {
+            Failure::Forward { .. } | Failure::Yielded => {
                 (Self::internal("forward_failed", "the model could not process the request"), ErrorClass::Server)
             }
         }

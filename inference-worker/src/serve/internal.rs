@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use bitnet_api::worker::{
     COMPARE_PATH, COUNTERS_PATH, CompareRequest, CompareResult, Counters, GENERATE_PATH, GenerateRequest,
-    GenerateResult, IDENTITY_PATH, Identity, SCORE_PATH, ScoreRequest,
+    GenerateResult, IDENTITY_PATH, Identity, SCORE_PATH, SHADOW_PATH, ScoreRequest, ShadowRequest, ShadowResult,
 };
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ pub fn router(worker: Arc<Worker>) -> Router {
         .route(COMPARE_PATH, post(start_compare))
         .route(&format!("{COMPARE_PATH}/{{key}}"), get(compare_result))
         .route(SCORE_PATH, post(score))
+        .route(SHADOW_PATH, post(shadow))
         .route(GENERATE_PATH, post(generate))
         .fallback(|| async { InternalError::new(StatusCode::NOT_FOUND, "notFound", "there is no such path here") })
         .method_not_allowed_fallback(|| async {
@@ -75,8 +76,13 @@ async fn compare_result(State(worker): State<Arc<Worker>>, Path(key): Path<Strin
     }
 }
 
+async fn shadow(State(worker): State<Arc<Worker>>, body: Body) -> Answer<Json<ShadowResult>> {
+    let request: ShadowRequest = read(body).await?;
+    loaded(&worker)?.shadow.allow(request).map(Json).map_err(|why| InternalError::invalid(why.to_string()))
+}
+
 async fn score(State(worker): State<Arc<Worker>>, body: Body) -> Answer<Response> {
-    let ScoreRequest { tokens, positions } = read(body).await?;
+    let ScoreRequest { tokens, positions, background } = read(body).await?;
     let loaded = loaded(&worker)?;
     check_tokens("tokens", &tokens, loaded, 0)?;
     if positions.is_empty() || positions.len() > MAX_POSITIONS {
@@ -86,25 +92,27 @@ async fn score(State(worker): State<Arc<Worker>>, body: Body) -> Answer<Response
         let message = format!("`positions` has {p}, but there are {} tokens; each must be below that", tokens.len());
         return Err(InternalError::invalid(message));
     }
-    let scores = loaded.engine.score(tokens, positions, WORK_TIME).await.map_err(|error| unanswered(&error))?;
+    let engine = if background { loaded.engine.background() } else { loaded.engine.clone() };
+    let scores = engine.score(tokens, positions, WORK_TIME).await.map_err(|error| unanswered(&error))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], halves::encode(&scores)).into_response())
 }
 
 async fn generate(State(worker): State<Arc<Worker>>, body: Body) -> Answer<Json<GenerateResult>> {
-    let GenerateRequest { prompt, tokens, forced, cached } = read(body).await?;
+    let GenerateRequest { prompt, tokens, forced, cached, background } = read(body).await?;
     let loaded = loaded(&worker)?;
     if !(1..=MAX_TOKENS).contains(&tokens) {
         return Err(InternalError::invalid(format!("`tokens` must be from 1 to {MAX_TOKENS}")));
     }
     check_tokens("prompt", &prompt, loaded, tokens as usize)?;
-    let cached = cached && !forced;
+    // What background work asks for is a user's: nothing of it is kept.
+    let cached = cached && !forced && !background;
+    let engine = if background { loaded.engine.background() } else { loaded.engine.clone() };
     if cached && let Some(tokens) = loaded.continuations.get(&prompt, tokens) {
         return Ok(Json(result(&worker, tokens, 0.0, 0.0, false, 0)));
     }
     let stop = if forced { Vec::new() } else { loaded.identity.eos.clone() };
     let asked = if cached { prompt.clone() } else { Vec::new() };
-    let done =
-        loaded.engine.generate(prompt, tokens as usize, stop, WORK_TIME).await.map_err(|error| unanswered(&error))?;
+    let done = engine.generate(prompt, tokens as usize, stop, WORK_TIME).await.map_err(|error| unanswered(&error))?;
     if cached && done.non_finite == 0 {
         loaded.continuations.put(&asked, tokens, done.tokens.clone());
     }
@@ -158,7 +166,8 @@ fn check_tokens(name: &str, tokens: &[u32], loaded: &Loaded, room: usize) -> Ans
 
 fn unanswered(error: &AskError) -> InternalError {
     let (status, code) = match error {
-        AskError::Refused(Refused::Full) => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
+        _ if error.is_busy() => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+        AskError::Refused(Refused::Full | Refused::Busy) => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
         AskError::Refused(Refused::Stopped) | AskError::Died => (StatusCode::SERVICE_UNAVAILABLE, "engineStopped"),
         AskError::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "deadline"),
         AskError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "engineFailed"),

@@ -4,6 +4,7 @@
 use super::account::ErrorClass;
 use super::energy::Energy;
 use crate::engine::{Engine, Finish};
+use bitnet_api::worker::ShadowResult;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -73,11 +74,21 @@ pub(crate) struct Metrics {
     switches: Counter,
     handed_on: Family<HandedOn, Counter>,
     joules: Family<Package, Counter<f64, AtomicU64>>,
+    background: Counter<f64, AtomicU64>,
+    shadow_samples: Counter,
+    /// A family, so that it can be absent.
+    shadow_cosine: Family<[(&'static str, String); 0], Gauge<f64, AtomicU64>>,
+    shadow_dropped: Family<Dropped, Counter>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Package {
     package: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Dropped {
+    reason: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -135,6 +146,10 @@ impl Metrics {
             switches: Counter::default(),
             handed_on: Family::default(),
             joules: Family::default(),
+            background: Counter::default(),
+            shadow_samples: Counter::default(),
+            shadow_cosine: Family::default(),
+            shadow_dropped: Family::default(),
         };
         let mut registry = Registry::with_labels(labels.into_iter());
         metrics.register(&mut registry);
@@ -180,6 +195,14 @@ impl Metrics {
         to.register("bitnet_requests_handed_on", help, self.handed_on.clone());
         to.register("bitnet_requests_failed", "Requests that ended in an error, by class", self.failed.clone());
         to.register("bitnet_engine_busy_seconds", "Seconds in which the engine worked", self.busy.clone());
+        let help = "Seconds in which the engine worked on what nobody waits for";
+        to.register("bitnet_background_seconds", help, self.background.clone());
+        let help = "Live prompts compared with the baseline, in whole blocks";
+        to.register("bitnet_shadow_prompts", help, self.shadow_samples.clone());
+        let help = "Mean cosine of those of the running attempt; absent before the first block";
+        to.register("bitnet_shadow_cosine", help, self.shadow_cosine.clone());
+        let help = "Live prompts that were chosen and not compared, by reason";
+        to.register("bitnet_shadow_dropped", help, self.shadow_dropped.clone());
         if !self.energy().is_empty() {
             // Absent, not zero, where the host does not count or does not show it.
             let help = "Energy of the CPU package since the start, whoever used it";
@@ -225,7 +248,12 @@ impl Metrics {
     }
 
     /// Everything in OpenMetrics text; gauges are those of `engine` now, `room` the tokens that its caches may hold.
-    pub(crate) fn render(&self, engine: Option<&Engine>, room: usize) -> Result<String, std::fmt::Error> {
+    pub(crate) fn render(
+        &self,
+        engine: Option<&Engine>,
+        room: usize,
+        shadow: Option<&(ShadowResult, u64)>,
+    ) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         // Taken first: what is counted elsewhere is added here as a difference, by one scrape at a time.
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,11 +263,24 @@ impl Metrics {
             self.cache_use.set(engine.cached_tokens() as f64 / room.max(1) as f64);
             let busy = engine.busy_seconds();
             self.busy.inc_by((busy - self.busy.get()).max(0.0));
+            self.background.inc_by((engine.background_seconds() - self.background.get()).max(0.0));
             self.per_pass.set(engine.bytes_per_pass() as i64);
             raise(&self.passes, engine.passes());
             raise(&self.weight_bytes, engine.passes() * engine.bytes_per_pass() as u64);
             raise(&self.reused, engine.reused_tokens());
             raise(&self.non_finite, engine.non_finite());
+        }
+        if let Some((found, ever)) = shadow {
+            raise(&self.shadow_samples, *ever);
+            for (reason, count) in &found.dropped {
+                raise(&self.shadow_dropped.get_or_create(&Dropped { reason: reason.clone() }), *count);
+            }
+            // Sums begin anew with an attempt.
+            if found.samples == 0 {
+                self.shadow_cosine.remove(&[]);
+            } else {
+                self.shadow_cosine.get_or_create(&[]).set(found.cosine / found.samples as f64);
+            }
         }
         raise(&self.switches, involuntary_switches());
         for (package, joules) in self.energy().read() {

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// A client may ask for an answer within fewer milliseconds than this server allows.
 pub const TIME_HEADER: &str = "x-request-timeout-ms";
+/// A gateway's id of a request; its hash decides whether the prompt is shadowed. No other header plays a part in that.
+const ID_HEADER: &str = "x-request-id";
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
 /// A client must send its body within this time.
@@ -103,8 +105,15 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     }
     let stream = ask.stream;
     let mut reply = Reply::new(worker, &ask, &loaded.text);
+    let id = headers.get(ID_HEADER).map_or(reply.id().as_bytes(), HeaderValue::as_bytes);
+    let chosen = loaded.shadow.choose(id, &ask.prompt);
     let mut answer = match submit(loaded, ask, ticket, time, tiers.doubts()) {
-        Ok(answer) => answer,
+        Ok(answer) => {
+            if let Some(chosen) = chosen {
+                chosen.start();
+            }
+            answer
+        }
         Err(refused) => {
             let (ticket, failed) = *refused;
             let outcome = tiers.take_over(&failed).await;
@@ -312,7 +321,8 @@ async fn metrics(State(worker): State<Arc<Worker>>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let loaded = worker.loaded();
     let room = loaded.map_or(1, |l| l.identity.context as usize * worker.settings.engine.max_batch);
-    match worker.account.metrics().render(loaded.map(|l| &l.engine), room) {
+    let shadow = loaded.map(|l| l.shadow.report());
+    match worker.account.metrics().render(loaded.map(|l| &l.engine), room, shadow.as_ref()) {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(_) => ApiError::internal("metrics_failed", "the metrics could not be written").into_response(),
     }

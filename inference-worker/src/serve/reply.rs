@@ -47,6 +47,11 @@ impl Reply {
         }
     }
 
+    /// Id of the answer.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Choices of the answer.
     pub(super) fn choices(&self) -> usize {
         self.choices.len()

@@ -8,7 +8,7 @@ use super::openai::Limits;
 use super::split;
 use super::upstream::{Upstream, UpstreamSettings};
 use super::users::Users;
-use crate::compare::{Comparer, PeerSettings};
+use crate::compare::{Comparer, PeerSettings, Shadow};
 use crate::engine::{self, AskError, Engine};
 use crate::model::{self, LoadError, LoadOptions, Model, Text};
 use bitnet_api::worker::Identity;
@@ -94,6 +94,7 @@ pub(crate) struct Loaded {
     pub(crate) text: Text,
     pub(crate) identity: Identity,
     pub(crate) comparer: Arc<Comparer>,
+    pub(crate) shadow: Arc<Shadow>,
     pub(crate) continuations: Continuations,
     /// Asks the other arm of an A/B test.
     pub(crate) arms: reqwest::Client,
@@ -229,6 +230,9 @@ impl Worker {
             &self.settings.peers,
         )
         .map_err(StartError::Peers)?;
+        let rollout = self.settings.rollout.clone();
+        let shadow =
+            Shadow::new(&engine, rollout, vocabulary, context, &self.settings.peers).map_err(StartError::Peers)?;
         let arms = split::arms().map_err(StartError::Peers)?;
         let upstream = self.settings.upstream.clone();
         let doubts = upstream.as_ref().is_some_and(|upstream| upstream.min_confidence.is_some());
@@ -240,6 +244,7 @@ impl Worker {
             text,
             identity,
             comparer: Arc::new(comparer),
+            shadow,
             continuations: Continuations::default(),
             arms,
             upstream,

@@ -59,5 +59,13 @@ pub mod label {
     pub const ROLE: &str = "rollouts.bitnet.dev/role";
 }
 
+/// Labels of namespaces.
+pub mod namespace {
+    /// The consent that live prompts of this namespace are compared with the baseline, as [`GRANTED`].
+    pub const SHADOW_CONSENT: &str = "rollouts.bitnet.dev/shadow-consent";
+    /// The one value of [`SHADOW_CONSENT`] that means yes.
+    pub const GRANTED: &str = "granted";
+}
+
 /// Finalizer of a ModelRollout.
 pub const FINALIZER: &str = "rollouts.bitnet.dev/traffic";

@@ -24,7 +24,7 @@ use std::{
 const OPERATOR: &str = "system:serviceaccount:bitnet:operator";
 
 /// The template without its few directives: what Helm renders, but for labels and names.
-fn policy() -> Json {
+fn policy(name: &str) -> Json {
     let text = fs::read_to_string(support::root().join("charts/bitnet-rollouts/templates/admission.yaml")).unwrap();
     let kept: Vec<_> = text
         .lines()
@@ -33,22 +33,27 @@ fn policy() -> Json {
         .collect();
     // The list of namespaces is the only other value.
     let text = kept.join("\n").replace("{{ toJson . }}", "[]");
-    let mut all = support::documents(&text);
-    let policy = all.remove(0);
-    assert_eq!(policy["metadata"]["name"], "bitnet-routes");
-    policy
+    let all = support::documents(&text).into_iter();
+    let mut named = all.filter(|o| o["kind"] == "ValidatingAdmissionPolicy" && o["metadata"]["name"] == name);
+    named.next().unwrap()
 }
 
 /// What the policy says against a write; `None`: it is allowed.
 fn denial(policy: &Json, user: &str, object: &Json, old: Option<&Json>) -> Option<String> {
+    denial_in(&json!({"metadata": {"name": "tenant"}}), policy, user, object, old)
+}
+
+/// The same in a namespace.
+fn denial_in(namespace: &Json, policy: &Json, user: &str, object: &Json, old: Option<&Json>) -> Option<String> {
     let mut context = Context::default().with_all();
     context.add_variable_from_value("object", value(object));
     context.add_variable_from_value("oldObject", old.map_or(Value::Null, value));
+    context.add_variable_from_value("namespaceObject", value(namespace));
     context.add_variable_from_value("request", value(&json!({"userInfo": {"username": user}})));
     let run = |expression: &Json, context: &Context<'_>| {
         Value::resolve(&parsed(expression["expression"].as_str().unwrap()), context)
     };
-    for condition in policy["spec"]["matchConditions"].as_array().unwrap() {
+    for condition in policy["spec"]["matchConditions"].as_array().into_iter().flatten() {
         if run(condition, &context) == Ok(Value::Bool(false)) {
             return None;
         }
@@ -137,7 +142,7 @@ fn with_defaults(mut route: Json) -> Json {
 
 #[test]
 fn every_step_gets_its_answer() {
-    let policy = policy();
+    let policy = policy("bitnet-routes");
     let text = fs::read_to_string(support::root().join("charts/tests/route-policy.yaml")).unwrap();
     let mut file: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
     file.apply_merge().unwrap();
@@ -174,7 +179,7 @@ fn every_step_gets_its_answer() {
 
 #[test]
 fn only_status_and_unmanaged_routes_are_not_looked_at() {
-    let policy = policy();
+    let policy = policy("bitnet-routes");
     let rules = &policy["spec"]["matchConstraints"]["resourceRules"];
     assert_eq!(rules[0]["resources"], json!(["httproutes"]), "status must stay out: gateways write it");
     assert_eq!(policy["spec"]["failurePolicy"], "Fail");
@@ -186,4 +191,31 @@ fn only_status_and_unmanaged_routes_are_not_looked_at() {
     }}, "spec": {}});
     let said = denial(&policy, OPERATOR, &empty, Some(&plain)).unwrap();
     assert!(said.contains("managed rule must stay"), "{said}");
+}
+
+#[test]
+fn live_prompts_are_compared_only_in_namespaces_that_consent() {
+    let policy = policy("bitnet-shadow");
+    assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+    let namespace = |label: Option<&str>| match label {
+        Some(value) => json!({"metadata": {"labels": {"rollouts.bitnet.dev/shadow-consent": value}}}),
+        None => json!({"metadata": {"name": "tenant"}}),
+    };
+    let gate = |percent: i64| json!({"spec": {"probes": {"configMap": "p"}, "shadow": {"percent": percent}}});
+    let rollout = |percent: i64| json!({"spec": {"gateSpec": gate(percent)["spec"]}});
+    let objects: [&dyn Fn(i64) -> Json; 2] = [&gate, &rollout];
+    for object in objects {
+        for (label, allowed) in [(None, false), (Some("no"), false), (Some("granted"), true)] {
+            let said = denial_in(&namespace(label), &policy, "alice", &object(5), None);
+            assert_eq!(said.is_none(), allowed, "{label:?}: {said:?}");
+            assert!(said.is_none_or(|said| said.contains("shadow-consent=granted")));
+        }
+        let without = namespace(None);
+        let denied = |old: i64, new: i64| denial_in(&without, &policy, OPERATOR, &object(new), Some(&object(old)));
+        assert!(denied(0, 1).is_some() && denied(5, 6).is_some(), "more of it needs the consent, whoever asks");
+        assert_eq!((denied(5, 5), denied(5, 0)), (None, None), "a finalizer goes without it");
+        assert_eq!(denial_in(&without, &policy, "alice", &object(0), None), None);
+    }
+    let plain = json!({"spec": {"gate": {"name": "chat"}}});
+    assert_eq!(denial_in(&namespace(None), &policy, "alice", &plain, None), None);
 }

@@ -107,6 +107,7 @@ fn the_smallest_objects_are_complete() {
             on_inconclusive: OnInconclusive::Hold,
             on_no_traffic: OnNoTraffic::Probe,
             tripwire: Tripwire { error_rate: 0.5, min_requests: 20 },
+            shadow: 0,
         }
     );
 }

@@ -35,6 +35,7 @@ pub(crate) fn render(rollout: &ModelRollout, paint: Paint) -> String {
     }
     arms(&mut text, &status, paint);
     signals(&mut text, &status, paint);
+    shadow(&mut text, &status, paint);
     conditions(&mut text, &status, paint);
     if let Some(decision) = &status.decision {
         let _ = writeln!(
@@ -96,6 +97,28 @@ fn signals(text: &mut String, status: &ModelRolloutStatus, paint: Paint) {
         let _ = writeln!(text, "│  ├─ waits: {missing}");
     }
     let _ = writeln!(text, "│  └─ verdict {}", status.verdict.as_deref().unwrap_or("-"));
+}
+
+/// Live prompts compared: numbers that decide nothing.
+fn shadow(text: &mut String, status: &ModelRolloutStatus, paint: Paint) {
+    let Some(shadow) = &status.shadow else { return };
+    if !shadow.consent {
+        let label = "its namespace has no label rollouts.bitnet.dev/shadow-consent=granted";
+        let _ = writeln!(text, "├─ {}: {label}", paint.warn("live prompts are not compared"));
+        return;
+    }
+    let number =
+        |name: &str, value: &Option<String>| value.as_ref().map(|v| format!(", {name} {v}")).unwrap_or_default();
+    let _ = writeln!(
+        text,
+        "├─ live prompts ({} %, shown and not judged): {} compared, {} dropped{}{}{}",
+        shadow.percent,
+        shadow.samples,
+        shadow.dropped,
+        number("cosine", &shadow.cosine),
+        number("tail", &shadow.tail),
+        number("same token", &shadow.agreement),
+    );
 }
 
 fn line(signal: &SignalStatus, paint: Paint) -> String {
@@ -176,6 +199,21 @@ mod tests {
             Paint::plain(),
         );
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn live_prompts_are_shown_with_their_consent() {
+        let shown = |shadow: serde_json::Value| {
+            render(&rollout(&serde_json::json!({"phase": "Progressing", "shadow": shadow})), Paint::plain())
+        };
+        let text = shown(serde_json::json!({
+            "percent": 5, "consent": true, "samples": 40, "dropped": 7, "cosine": "0.9931", "tail": "0.0250",
+            "agreement": "0.9500",
+        }));
+        let line = "live prompts (5 %, shown and not judged): 40 compared, 7 dropped, cosine 0.9931, tail 0.0250, same token 0.9500";
+        assert!(text.contains(line), "{text}");
+        let text = shown(serde_json::json!({"percent": 5, "consent": false, "samples": 0, "dropped": 0}));
+        assert!(text.contains("shadow-consent=granted") && !text.contains("compared,"), "{text}");
     }
 
     #[test]

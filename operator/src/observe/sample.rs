@@ -19,7 +19,7 @@ use futures::{StreamExt, future, stream};
 use std::net::IpAddr;
 
 /// Pods of one arm that are scraped at the same time.
-const CONCURRENCY: usize = 16;
+pub(super) const CONCURRENCY: usize = 16;
 
 /// Takes the sample of a tick.
 pub(super) async fn take(
@@ -59,7 +59,7 @@ pub(super) async fn of_guard(
 }
 
 /// Ready pods of a revision with their IPs, by name.
-fn ready_pods(world: &World, revision: &Revision) -> Vec<(String, IpAddr)> {
+pub(super) fn ready_pods(world: &World, revision: &Revision) -> Vec<(String, IpAddr)> {
     let pods = world.observation.workloads.get(revision).map(|workload| workload.pods.as_slice()).unwrap_or_default();
     pods.iter()
         .filter(|pod| pod.ready_since.is_some())
@@ -83,7 +83,7 @@ async fn scrape_one(from: Sources<'_>, name: String, ip: IpAddr) -> (String, Opt
 }
 
 /// Counts and logs the outcome of a call; what was not answered well is `None`.
-fn counted<T>(metrics: &Metrics, call: &'static str, outcome: Result<T, Error>) -> Option<T> {
+pub(super) fn counted<T>(metrics: &Metrics, call: &'static str, outcome: Result<T, Error>) -> Option<T> {
     match outcome {
         Ok(value) => {
             metrics.called(call, "ok");

@@ -3,11 +3,12 @@
 mod users;
 
 use super::{Compact, decision::rfc3339};
-use crate::observe::{RouteView, World};
+use crate::observe::{RouteView, Shadowed, World};
 use bitnet_api::{
     conditions as kind, reasons,
     v1alpha1::{
-        DecisionStatus, HistoryEntry, ModelRolloutStatus, RevisionStatus, SignalStatus, StepStatus, VerbStatus,
+        DecisionStatus, HistoryEntry, ModelRolloutStatus, RevisionStatus, ShadowStatus, SignalStatus, StepStatus,
+        VerbStatus,
     },
     validate::Refusal,
 };
@@ -75,12 +76,18 @@ pub fn render(facts: &Facts<'_>) -> ModelRolloutStatus {
         // Numbers of another attempt would be read as this one's.
         (status.signals, status.missing, status.verdict) = (Vec::new(), Vec::new(), None);
         (status.exposed_requests, status.tick, status.probe_set) = (None, None, None);
+        status.shadow = None;
     }
     status.attempt = number;
     status.gate = Some(rollout.gate.parameters_hash());
     if let Some(attempt) = attempt {
         status.tick = Some(attempt.tick as i32);
         status.probe_set.clone_from(&attempt.probe_set);
+    }
+    if rollout.gate.shadow == 0 {
+        status.shadow = None;
+    } else if let Some(found) = &facts.world.shadow {
+        status.shadow = Some(shadow_status(rollout.gate.shadow, found));
     }
     if let Some(assessment) = &plan.assessment {
         assessed(&mut status, assessment);
@@ -395,6 +402,20 @@ fn failed(signal: SignalKind) -> Reason {
         SignalKind::Cosine | SignalKind::CosineTail => Reason::QualityFailed,
         SignalKind::Latency => Reason::LatencyFailed,
         SignalKind::Errors => Reason::ErrorsFailed,
+    }
+}
+
+/// Live prompts in the words of the API.
+fn shadow_status(percent: u32, found: &Shadowed) -> ShadowStatus {
+    let mean = |sum: f64| (found.samples > 0).then(|| decimal(sum / found.samples as f64, 4));
+    ShadowStatus {
+        percent: percent as i32,
+        consent: found.consent,
+        samples: found.samples as i64,
+        dropped: found.dropped as i64,
+        cosine: mean(found.cosine),
+        tail: mean(found.below as f64),
+        agreement: mean(found.top1),
     }
 }
 

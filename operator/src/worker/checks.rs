@@ -3,7 +3,7 @@
 use super::Asked;
 use bitnet_api::worker::{
     Buckets, CompareResult, Counters, FIRST_BUCKET, Generation, Identity, OVERFLOW_BUCKET, PromptComparison,
-    USER_GROUPS, Users,
+    SHADOW_BLOCK, ShadowResult, USER_GROUPS, Users,
 };
 
 /// Cosines and shares may leave their range by this much through rounding.
@@ -117,6 +117,21 @@ pub(super) fn comparison(result: &CompareResult, asked: &Asked<'_>) -> Result<()
     result.pairs.iter().flat_map(|pair| [&pair.candidate, &pair.stable]).try_for_each(generation)
 }
 
+pub(super) fn shadow(result: &ShadowResult) -> Result<(), Unusable> {
+    let samples = result.samples as f64;
+    let within = |sum: f64, most: f64| sum.is_finite() && sum.abs() <= most * (1.0 + ROUNDING);
+    must(result.samples.is_multiple_of(SHADOW_BLOCK), "samples", "must be whole blocks")?;
+    must(within(result.cosine, samples), "cosine", "must be a sum of cosines")?;
+    must(result.below <= result.samples, "below", "must be at most the samples")?;
+    must(amount(result.kl), "kl", "must be finite and not negative")?;
+    must(result.top1 >= 0.0 && within(result.top1, samples), "top1", "must be a sum of shares")?;
+    must(result.dropped.len() <= LIST_LIMIT, "dropped", "must have at most 64 kinds")?;
+    must(result.dropped.iter().all(|(text, _)| text.len() <= TEXT_LIMIT), "dropped", "has a text that is too long")?;
+    let counts = result.dropped.iter().map(|(_, count)| count).chain([&result.samples]);
+    let total = counts.copied().try_fold(0u64, u64::checked_add);
+    must(total.is_some_and(|total| total < 1 << 53), "dropped", "overflows")
+}
+
 fn prompt(prompt: &PromptComparison) -> Result<(), Unusable> {
     must(cosine(prompt.cosine), "cosine", "must be a cosine")?;
     must(cosine(prompt.cosine_at), "cosineAt", "must be a cosine")?;
@@ -177,6 +192,35 @@ mod tests {
             let mut result = good();
             break_it(&mut result);
             assert_eq!(comparison(&result, &ASKED).unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn sums_of_live_prompts_are_whole_blocks_within_their_bounds() {
+        type Break = fn(&mut ShadowResult);
+        let sound = ShadowResult {
+            samples: 40,
+            cosine: 39.5,
+            below: 2,
+            kl: 0.3,
+            top1: 38.0,
+            dropped: vec![("busy".into(), 9)],
+        };
+        assert_eq!(shadow(&sound), Ok(()));
+        assert_eq!(shadow(&ShadowResult::default()), Ok(()));
+        let cases: [(&str, Break); 7] = [
+            ("samples", |r| r.samples = 41),
+            ("cosine", |r| r.cosine = 40.1),
+            ("cosine", |r| r.cosine = f64::NAN),
+            ("below", |r| r.below = 41),
+            ("kl", |r| r.kl = -0.1),
+            ("top1", |r| r.top1 = -1.0),
+            ("dropped", |r| r.dropped.push(("busy".into(), u64::MAX))),
+        ];
+        for (field, break_it) in cases {
+            let mut result = sound.clone();
+            break_it(&mut result);
+            assert_eq!(shadow(&result).unwrap_err().field, field);
         }
     }
 

@@ -11,6 +11,7 @@ mod crds;
 mod guard;
 mod kill;
 mod operator;
+mod shadow;
 mod stand;
 
 use e2e::{
@@ -120,6 +121,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(blue_green::nobody_meets_a_damaged_model_and_both_ways_cost_nothing),
         trial!(ab_test::a_user_stays_with_one_arm),
         trial!(guard::a_defect_after_the_promotion_goes_back_to_fp16),
+        trial!(shadow::live_prompts_need_the_namespaces_consent),
         // Ten minutes of its own: `cargo verify --long`.
         trial!(kill::twenty_kills_change_no_end_state).with_ignored_flag(true),
     ]

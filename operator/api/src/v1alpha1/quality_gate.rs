@@ -37,8 +37,6 @@ use serde::{Deserialize, Serialize};
         validation = Rule::new("self.onInconclusive != 'PromoteIfCompatible'")
             .message("onInconclusive: PromoteIfCompatible has not landed yet; use Hold, Rollback or Extend")
             .field_path(".onInconclusive"),
-        validation = Rule::new("self.shadow.percent == 0")
-            .message("shadow has not landed yet; leave percent at 0").field_path(".shadow.percent"),
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -77,7 +75,7 @@ pub struct QualityGateSpec {
     /// The reflex that takes a failing candidate's traffic away before any verdict.
     #[serde(default)]
     pub tripwire: TripwireSpec,
-    /// Comparing copies of live prompts.
+    /// Comparing live prompts, for display only.
     #[serde(default)]
     pub shadow: ShadowSpec,
 }
@@ -342,12 +340,13 @@ pub struct TripwireSpec {
     pub min_requests: i32,
 }
 
-/// Comparing copies of live prompts (has not landed).
+/// Comparing live prompts of the candidate with the baseline, in idle time and for display only: they are not drawn at
+/// random, so no verdict rests on them. Needs the label `rollouts.bitnet.dev/shadow-consent: granted` on the namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ShadowSpec {
-    /// Share of live prompts in percent.
+    /// Share of the candidate's live prompts in percent, 0 (none) to 10.
     #[cfg_attr(feature = "crd", schemars(range(min = 0, max = 10)))]
     #[serde(default)]
     pub percent: i32,

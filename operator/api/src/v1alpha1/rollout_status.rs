@@ -62,6 +62,9 @@ pub struct ModelRolloutStatus {
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub signals: Vec<SignalStatus>,
+    /// Live prompts compared for display; absent where the gate asks for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowStatus>,
     /// What a promotion still waits for, most important first.
     #[schemars(length(max = 16), inner(length(max = 1024)))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -170,6 +173,36 @@ pub struct SignalStatus {
     #[schemars(length(max = 1024))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// Live prompts of the candidate compared with the baseline: shown, never judged. Numbers are about the pods that run, over
+/// blocks of 20 prompts.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ShadowStatus {
+    /// Share of live prompts that the gate asks for, in percent.
+    #[schemars(range(min = 0, max = 10))]
+    pub percent: i32,
+    /// The namespace's label consents; without it nothing is compared.
+    pub consent: bool,
+    /// Prompts compared in this attempt.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub samples: i64,
+    /// Prompts that were chosen and not compared, most often because an engine was busy.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub dropped: i64,
+    /// Mean cosine.
+    #[schemars(length(max = 32))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<String>,
+    /// Share of prompts under the gate's tail threshold.
+    #[schemars(length(max = 32))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<String>,
+    /// Share of positions with the same most likely token.
+    #[schemars(length(max = 32))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<String>,
 }
 
 /// A decision, as short as status needs it; the whole of it is a RolloutDecision.

@@ -52,9 +52,6 @@ pub fn resolve_gate(name: &str, spec: &QualityGateSpec) -> Result<Gate, Refusal>
     if signals.business.is_some() {
         return Err(Refusal::not_landed("signals.business", "leave it out: it belongs to A/B tests"));
     }
-    if spec.shadow.percent != 0 {
-        return Err(Refusal::not_landed("shadow.percent", "set it to 0"));
-    }
     let on_inconclusive = match spec.on_inconclusive {
         api::OnInconclusive::Hold => OnInconclusive::Hold,
         api::OnInconclusive::Rollback => OnInconclusive::Rollback,
@@ -94,6 +91,7 @@ pub fn resolve_gate(name: &str, spec: &QualityGateSpec) -> Result<Gate, Refusal>
                 .read("tripwire.errorRate", &spec.tripwire.error_rate)?,
             min_requests: integer("tripwire.minRequests".into(), spec.tripwire.min_requests, 1, 100_000)?,
         },
+        shadow: integer("shadow.percent".into(), spec.shadow.percent, 0, 10)?,
     })
 }
 

@@ -8,12 +8,14 @@ mod compare;
 mod counters;
 mod identity;
 mod peer;
+mod shadow;
 
 pub use buckets::{Buckets, FIRST_BUCKET, LAST_BUCKET, OVERFLOW_BUCKET, bucket_of, upper_edge};
 pub use compare::{Busy, CompareRequest, CompareResult, Generation, Pair, ProbeSet, PromptComparison};
 pub use counters::{Counters, ErrorCounts, Feedback, USER_GROUPS, Users};
 pub use identity::Identity;
 pub use peer::{GenerateRequest, GenerateResult, ScoreRequest};
+pub use shadow::{SHADOW_BLOCK, ShadowRequest, ShadowResult};
 
 /// `GET`: who is this worker and what does it serve ([`Identity`]).
 pub const IDENTITY_PATH: &str = "/internal/v1/identity";
@@ -25,6 +27,9 @@ pub const COMPARE_PATH: &str = "/internal/v1/compare";
 pub const SCORE_PATH: &str = "/internal/v1/score";
 /// `POST` ([`GenerateRequest`] → [`GenerateResult`]): a greedy continuation with engine-clock times.
 pub const GENERATE_PATH: &str = "/internal/v1/generate";
+
+/// `POST` ([`ShadowRequest`] → [`ShadowResult`]): compare a share of the live prompts for a while; what was found so far.
+pub const SHADOW_PATH: &str = "/internal/v1/shadow";
 
 /// `POST` on the public port: what a user thinks of an answer, `{"id": "<id of the answer>", "value": 0 to 1}`.
 pub const FEEDBACK_PATH: &str = "/v1/feedback";

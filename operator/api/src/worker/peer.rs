@@ -9,6 +9,9 @@ pub struct ScoreRequest {
     pub tokens: Vec<u32>,
     /// Positions into `tokens`, each `< tokens.len()`, at most 64.
     pub positions: Vec<u32>,
+    /// Only while the engine has nothing else to do: refused or given up at once where it has.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub background: bool,
 }
 
 /// A greedy continuation.
@@ -25,6 +28,14 @@ pub struct GenerateRequest {
     /// The answer may come from the continuation cache (never for latency pairs).
     #[serde(default)]
     pub cached: bool,
+    /// Only while the engine has nothing else to do: refused or given up at once where it has.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub background: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Tokens and engine-clock times of a continuation.

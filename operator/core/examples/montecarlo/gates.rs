@@ -35,6 +35,7 @@ pub(crate) fn default_gate() -> Gate {
         on_inconclusive: OnInconclusive::Hold,
         on_no_traffic: OnNoTraffic::Probe,
         tripwire: Tripwire { error_rate: 0.5, min_requests: 20 },
+        shadow: 0,
     }
 }
 

@@ -65,6 +65,9 @@ pub struct Gate {
     pub on_no_traffic: OnNoTraffic,
     /// The tripwire.
     pub tripwire: Tripwire,
+    /// Share of the candidate's live prompts that is compared for display, in percent, 0 to 10. No evidence: they are not
+    /// drawn at random.
+    pub shadow: u32,
 }
 
 impl Gate {

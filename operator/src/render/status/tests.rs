@@ -168,3 +168,34 @@ fn numbers_have_no_negative_zero() {
     assert_eq!(decimal(-0.01, 2), "-0.01");
     assert_eq!(decimal(0.93415, 4), "0.9342");
 }
+
+#[test]
+fn live_prompts_are_shown_as_means_and_go_with_the_gates_wish() {
+    let mut world = managed(&json!({}), &[(fake::rollout().baseline.revision.as_str(), 100)]);
+    world.shadow = Some(Shadowed { consent: true, samples: 40, cosine: 39.0, below: 1, top1: 36.0, dropped: 3 });
+    let mut rollout = fake::rollout();
+    rollout.gate.shadow = 5;
+    let old = ModelRolloutStatus::default();
+    let rendered = |rollout: &Rollout, old: &ModelRolloutStatus, world: &World| {
+        let plan = plan(rollout, &State::default(), &world.observation, NOW);
+        let (route, state, stored) = (&world.route, &world.observation.route, State::default());
+        let facts = Facts { rollout, old, stored: &stored, world, plan: &plan, route, state, failures: &[], now: NOW };
+        render(&facts)
+    };
+    let first = rendered(&rollout, &old, &world);
+    let shown = first.shadow.clone().unwrap();
+    assert_eq!((shown.percent, shown.consent, shown.samples, shown.dropped), (5, true, 40, 3));
+    let number = |text: &Option<String>| text.clone().unwrap();
+    assert_eq!(
+        [number(&shown.cosine), number(&shown.tail), number(&shown.agreement)],
+        ["0.9750", "0.0250", "0.9000"].map(String::from)
+    );
+    // A look between two ticks knows nothing new, and a gate that asks for nothing shows nothing.
+    world.shadow = None;
+    assert_eq!(rendered(&rollout, &first, &world).shadow, first.shadow);
+    world.shadow = Some(Shadowed::default());
+    let refused = rendered(&rollout, &first, &world).shadow.unwrap();
+    assert_eq!((refused.consent, refused.samples, refused.cosine), (false, 0, None));
+    rollout.gate.shadow = 0;
+    assert_eq!(rendered(&rollout, &first, &world).shadow, None);
+}
