@@ -294,3 +294,43 @@ async fn a_baseline_that_breaks_off_ends_a_stream_with_an_error_event() {
     assert!(request.contains(&format!("{HOPS_HEADER}: 1")), "{request}");
     assert_eq!(counters(&fake).await.errors.fallback, 1);
 }
+
+#[tokio::test]
+async fn three_tiers_answer_in_their_order() {
+    let (base, last) = baseline().await;
+    let middle = fake_with(
+        "ternary says",
+        "ternary",
+        |s| {
+            "chat-middle".clone_into(&mut s.revision);
+            s.upstream = Some(upstream(&[last.public]));
+        },
+        |_| (),
+    )
+    .await;
+    let between = Running::start(Arc::clone(&middle.worker)).await;
+    // What the first one doubts the second one answers; what both break is the last one's.
+    let calibration = r#"{"bins": [{"upTo": 1.0, "agreement": 0.5, "positions": 9}]}"#;
+    let first = fake_with(
+        "binary says",
+        "binary",
+        |s| s.upstream = Some(UpstreamSettings { min_confidence: Some(0.9), ..upstream(&[between.public]) }),
+        |dir| std::fs::write(dir.join(CONFIDENCE_FILE), calibration).unwrap(),
+    )
+    .await;
+    let asked = async |prompt: &str, headers: &[(&str, &str)]| {
+        let response = send(&first, &json!({"prompt": prompt}), headers).await;
+        assert_eq!(response.status(), 200, "{prompt} {headers:?}");
+        let said = |name: &str| header(&response, name).map(ToOwned::to_owned);
+        (said(TIER_HEADER).unwrap(), said(FALLBACK_HEADER))
+    };
+    let is = |tier: &str, reason: Option<&str>| (tier.to_owned(), reason.map(ToOwned::to_owned));
+    assert_eq!(asked("x", &[]).await, is("ternary", Some("confidence")));
+    assert_eq!(asked(&BREAKS.to_string(), &[]).await, is("fp16", Some("non_finite")));
+    assert_eq!(asked("x", &[(TIER_HEADER, "fp16")]).await, is("fp16", Some("asked")));
+    assert_eq!(asked("x", &[(TIER_HEADER, "ternary")]).await, is("ternary", Some("asked")));
+    assert_eq!(asked("x", &[(TIER_HEADER, "binary")]).await, is("binary", None));
+    assert_eq!(counters(&first).await.errors.fallback, 1, "the first one failed once");
+    assert_eq!(counters(&middle).await.errors.fallback, 1, "and so did the second one");
+    assert_eq!(counters(&base).await.finished, 2);
+}

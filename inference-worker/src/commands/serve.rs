@@ -138,6 +138,10 @@ const TERMINATION_BYTES: usize = 4096;
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     start_log(&args)?;
+    // Idle connections are cheap and stay open: the soft limit of many systems is a thousand.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "the limit of open files stays as it was");
+    }
     let termination_log = args.termination_log.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // HTTP of one small server; the engine has its own thread, and the cores belong to it.

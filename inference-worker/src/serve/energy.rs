@@ -1,14 +1,33 @@
-//! Energy of the CPU packages, where the host counts it and lets us read it.
+//! Energy of the CPU packages and of NVIDIA GPUs, where the host counts it and lets us read it.
 
+use nvml_wrapper::Nvml;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where Linux shows the counters of RAPL (Intel and AMD).
 const POWERCAP: &str = "/sys/class/powercap";
 
-/// The packages whose counters can be read; often none: in virtual machines, and without the right to read.
+/// NVIDIA's library as drivers and their containers have it; the name without the number comes with developers' packages only.
+const NVML: &str = "libnvidia-ml.so.1";
+
+/// The counters that can be read; often none: in virtual machines, without the right to read, and without a GPU.
 pub(super) struct Energy {
     packages: Vec<Package>,
+    gpus: Option<Gpus>,
+}
+
+/// GPUs that this process sees and that count their energy.
+struct Gpus {
+    nvml: Nvml,
+    gpus: Vec<Gpu>,
+}
+
+struct Gpu {
+    index: u32,
+    /// Millijoules since the driver was loaded, when we started.
+    start: u64,
+    last: u64,
 }
 
 struct Package {
@@ -23,7 +42,7 @@ struct Package {
 impl Energy {
     /// Starts counting from now.
     pub(super) fn of_this_host() -> Self {
-        Self::below(Path::new(POWERCAP))
+        Self { gpus: Gpus::of_this_host(OsStr::new(NVML)), ..Self::below(Path::new(POWERCAP)) }
     }
 
     fn below(root: &Path) -> Self {
@@ -36,17 +55,41 @@ impl Energy {
             .filter_map(|entry| Package::open(&entry.path()))
             .collect();
         packages.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { packages }
+        Self { packages, gpus: None }
     }
 
     /// Whether there is nothing to read.
     pub(super) fn is_empty(&self) -> bool {
-        self.packages.is_empty()
+        self.packages.is_empty() && self.gpus.is_none()
     }
 
-    /// Joules since the start, by package.
+    /// Joules since the start, by package; GPUs are called `gpu-` and their number.
     pub(super) fn read(&mut self) -> Vec<(String, f64)> {
-        self.packages.iter_mut().map(|package| (package.name.clone(), package.read())).collect()
+        let packages = self.packages.iter_mut().map(|package| (package.name.clone(), package.read()));
+        packages.chain(self.gpus.iter_mut().flat_map(Gpus::read)).collect()
+    }
+}
+
+impl Gpus {
+    /// Loads the driver's library while running; where there is none, or no GPU that counts, there is nothing to show.
+    fn of_this_host(library: &OsStr) -> Option<Self> {
+        let nvml = Nvml::builder().lib_path(library).init().ok()?;
+        let count = nvml.device_count().ok()?;
+        let counter = |index| nvml.device_by_index(index).and_then(|gpu| gpu.total_energy_consumption());
+        let gpus: Vec<Gpu> =
+            (0..count).filter_map(|index| counter(index).ok().map(|start| Gpu { index, start, last: start })).collect();
+        (!gpus.is_empty()).then_some(Self { nvml, gpus })
+    }
+
+    fn read(&mut self) -> Vec<(String, f64)> {
+        let Self { nvml, gpus } = self;
+        let read = |gpu: &mut Gpu| {
+            if let Ok(now) = nvml.device_by_index(gpu.index).and_then(|device| device.total_energy_consumption()) {
+                gpu.last = now.max(gpu.last);
+            }
+            (format!("gpu-{}", gpu.index), (gpu.last - gpu.start) as f64 / 1e3)
+        };
+        gpus.iter_mut().map(read).collect()
     }
 }
 
@@ -80,6 +123,11 @@ fn number(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_driver_there_are_no_gpus() {
+        assert!(Gpus::of_this_host(OsStr::new("libno-such-driver.so.1")).is_none());
+    }
 
     #[test]
     fn packages_are_counted_over_the_end_of_their_range_and_parts_are_not() {

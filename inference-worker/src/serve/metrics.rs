@@ -205,7 +205,7 @@ impl Metrics {
         to.register("bitnet_shadow_dropped", help, self.shadow_dropped.clone());
         if !self.energy().is_empty() {
             // Absent, not zero, where the host does not count or does not show it.
-            let help = "Energy of the CPU package since the start, whoever used it";
+            let help = "Energy of the CPU package or GPU since the start, whoever used it";
             to.register("bitnet_energy_joules", help, self.joules.clone());
         }
     }
@@ -348,4 +348,47 @@ fn involuntary_switches() -> u64 {
         (libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), usage)
     };
     if outcome == 0 { usage.ru_nivcsw as u64 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_in_the_docs() {
+        let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+        let metrics = Metrics::new("chat", Names::AndVllm);
+        metrics.set_build(&Build { revision: "r", precision: "ternary", kernel: "k", device: "cpu", threads: 1 });
+        let text = metrics.render(None, 1, None).unwrap();
+        let names: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '))
+            .map(|(name, _)| name)
+            .collect();
+        assert!(names.len() > 30, "{names:?}");
+        for name in names {
+            // The constant series is registered without the suffix that it is shown with.
+            let known = docs.contains(&format!("`{name}`")) || docs.contains(&format!("`{name}_info`"));
+            assert!(known, "docs/metrics.md lacks {name}");
+        }
+    }
+
+    #[test]
+    fn the_mean_of_live_prompts_is_absent_until_there_is_one_and_counts_outlive_an_attempt() {
+        let metrics = Metrics::new("chat", Names::Ours);
+        let found = |samples: u64, cosine: f64, dropped: u64| ShadowResult {
+            samples,
+            cosine,
+            dropped: vec![("busy".to_owned(), dropped)],
+            ..ShadowResult::default()
+        };
+        let text = metrics.render(None, 1, Some(&(found(0, 0.0, 2), 0))).unwrap();
+        assert!(!text.contains("bitnet_shadow_cosine{"), "{text}");
+        assert!(text.contains("bitnet_shadow_dropped_total{model_name=\"chat\",reason=\"busy\"} 2\n"), "{text}");
+        let text = metrics.render(None, 1, Some(&(found(40, 39.0, 3), 40))).unwrap();
+        assert!(text.contains("bitnet_shadow_cosine{model_name=\"chat\"} 0.975\n"), "{text}");
+        let text = metrics.render(None, 1, Some(&(found(0, 0.0, 3), 40))).unwrap();
+        assert!(!text.contains("bitnet_shadow_cosine{"), "another attempt begins: {text}");
+        assert!(text.contains("bitnet_shadow_prompts_total{model_name=\"chat\"} 40\n"), "{text}");
+    }
 }
