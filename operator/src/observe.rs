@@ -143,6 +143,7 @@ pub async fn observe(
         observation: Observation {
             route: state_of_route,
             workloads: workloads::read(&deployments, &services, &pods, &slices, &autoscalers),
+            baseline_service: services.contains_key(&labels::baseline_service(&rollout.name)),
             verbs: verbs::read(object.annotations()),
             sample: None,
             namespace_terminating: (rollout.deleting || nothing_yet) && terminating(from.client, rollout).await?,

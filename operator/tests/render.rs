@@ -10,7 +10,7 @@ use bitnet_core::{
         SignalState, Tripwire,
     },
     model::{
-        Canary, CanaryStep, DeletionPolicy, HeaderMatch, LatchKey, Pace, Revision, Rollout, RouteTarget, Serving,
+        Canary, CanaryStep, DeletionPolicy, Fallback, HeaderMatch, LatchKey, Pace, Revision, Rollout, RouteTarget, Serving,
         Settings, Source, Strategy,
     },
     observation::{Detour, Detours, Ledger},
@@ -33,7 +33,7 @@ fn serving(hash: &str, source: Source) -> Serving {
         precision: "auto".into(),
         pool: "gpu".into(),
         replicas: 3,
-        settings: Settings { max_batch: 16, batch_wait: Span(10), context_length: Some(4096) },
+        settings: Settings { max_batch: 16, batch_wait: Span(10), context_length: Some(4096), fallback: None },
     }
 }
 
@@ -463,6 +463,37 @@ fn objects_of_a_revision() {
             insta::assert_yaml_snapshot!(*name, object);
         }
     }
+}
+
+#[test]
+fn a_worker_with_a_fallback_is_told_where_fp16_is() {
+    let told = |fallback: Option<Fallback>| {
+        let mut serving = rollout().model;
+        serving.settings.fallback = fallback;
+        let grow = vec![Grow { serving, replicas: Some(1), baseline: false }];
+        let objects = render(&config(), &rollout(), &World::default(), &Plan { grow, ..plan() });
+        let Action::Create(object) = &objects.grow.last().unwrap().action else { panic!() };
+        let arguments = object["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
+        arguments.into_iter().skip_while(|a| a != "--fallback").map(|a| a.as_str().unwrap().to_owned()).collect()
+    };
+    let none: Vec<String> = Vec::new();
+    assert_eq!(told(None), none);
+    assert_eq!(told(Some(Fallback { min_confidence: None })), ["--fallback", "chat-baseline:8080"]);
+    let least = Some(Fallback { min_confidence: Some(0.95) });
+    assert_eq!(told(least), ["--fallback", "chat-baseline:8080", "--min-confidence", "0.95"]);
+}
+
+#[test]
+fn the_service_of_fp16_comes_back_alone() {
+    let mut world = existing(3);
+    let service = |name: &str| serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+    world.services.insert("chat-aaaaaaaaaa".into(), service("chat-aaaaaaaaaa"));
+    let grow = vec![Grow { serving: rollout().baseline, replicas: None, baseline: true }];
+    let writes = render(&config(), &rollout(), &world, &Plan { grow: grow.clone(), ..plan() }).grow;
+    let names: Vec<_> = writes.iter().map(|write| (write.kind, write.name.as_str())).collect();
+    assert_eq!(names, [(Kind::Service, "chat-baseline")]);
+    world.services.insert("chat-baseline".into(), service("chat-baseline"));
+    assert!(render(&config(), &rollout(), &world, &Plan { grow, ..plan() }).grow.is_empty());
 }
 
 fn existing(replicas: i32) -> World {

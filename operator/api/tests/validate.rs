@@ -12,7 +12,7 @@ use bitnet_api::{
 use bitnet_core::{
     Span,
     evidence::{Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire},
-    model::{DeletionPolicy, RouteTarget, Settings, Source},
+    model::{DeletionPolicy, Fallback, RouteTarget, Settings, Source},
 };
 use proptest::{
     prelude::{Just, ProptestConfig, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest},
@@ -69,7 +69,8 @@ fn the_smallest_objects_are_complete() {
     assert_eq!(made.baseline.source, Source::Image(image("fp16")));
     assert_eq!((made.baseline.precision.as_str(), made.model.precision.as_str()), ("fp16", "auto"));
     assert_eq!((made.baseline.pool.as_str(), made.baseline.replicas), ("cpu", 1));
-    assert_eq!(made.model.settings, Settings { max_batch: 32, batch_wait: Span(0), context_length: None });
+    let settings = Settings { max_batch: 32, batch_wait: Span(0), context_length: None, fallback: None };
+    assert_eq!(made.model.settings, settings);
     assert_eq!(made.baseline.revision, revision_name("chat", &object.spec.baseline));
     assert_ne!(made.baseline.revision, made.model.revision);
     assert_eq!(made.route, RouteTarget::Own { gateway: "gw".into(), hostnames: vec![] });
@@ -122,7 +123,10 @@ fn everything_that_can_be_given_is_taken() {
         "model": {
             "source": {"persistentVolumeClaim": {"claimName": "models", "path": "chat/v2", "digest": format!("sha256:{digest}")}},
             "precision": "ternary", "pool": "gpu", "replicas": 3,
-            "serving": {"maxBatch": 8, "batchWait": "10ms", "kvBits": 16, "contextLength": 4096},
+            "serving": {
+                "maxBatch": 8, "batchWait": "10ms", "kvBits": 16, "contextLength": 4096,
+                "fallback": {"minConfidence": "0.95"},
+            },
         },
         "route": {"httpRoute": "chat", "rule": "completions"},
         "strategy": {"canary": {"steps": [{"weight": 1, "duration": "10m"}, {"pause": {}}, {"weight": 50}]}},
@@ -133,7 +137,13 @@ fn everything_that_can_be_given_is_taken() {
     assert!(made.deleting && made.paused);
     assert_eq!(made.model.source, Source::Claim { claim: "models".into(), path: "chat/v2".into(), digest });
     assert_eq!((made.model.pool.as_str(), made.model.replicas, made.baseline.replicas), ("gpu", 3, 2));
-    assert_eq!(made.model.settings, Settings { max_batch: 8, batch_wait: Span(10), context_length: Some(4096) });
+    let settings = Settings {
+        max_batch: 8,
+        batch_wait: Span(10),
+        context_length: Some(4096),
+        fallback: Some(Fallback { min_confidence: Some(0.95) }),
+    };
+    assert_eq!(made.model.settings, settings);
     assert_eq!(made.route, RouteTarget::Adopt { http_route: "chat".into(), rule: Some("completions".into()) });
     let canary = &made.strategy;
     let steps: Vec<_> = canary.steps().iter().map(|step| (step.weight, step.duration.0, step.pause)).collect();

@@ -139,6 +139,7 @@ impl Trial {
                 workloads: workloads.clone(),
                 sample: Some(sample),
                 finalizer: true,
+                baseline_service: true,
                 ..Observation::default()
             };
             let made = plan(&trial.rollout, &state, &observation, now);

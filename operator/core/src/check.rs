@@ -5,7 +5,7 @@
 
 use crate::{
     Span,
-    evidence::Finding,
+    evidence::{Finding, OnInconclusive, SignalKind},
     model::{Revision, Rollout, Strategy},
     observation::{Ledger, Observation, Route, RouteState, Workload},
     plan::{DecisionRecord, Plan, RouteWrite, Shrink, Verdict},
@@ -280,6 +280,35 @@ impl<'a> Lint<'a> {
             self.terminal(record, ledger);
         }
         self.evidence(ledger, &weight);
+        if let Some(record) = decision.filter(|d| d.verdict == Verdict::Promoted && d.by == "deadline") {
+            self.undecided(record);
+        }
+    }
+
+    /// A promotion at the deadline: only where the gate asks for it, and with nothing outside of a margin.
+    fn undecided(&mut self, record: &DecisionRecord) {
+        let gate = &self.rollout.gate;
+        let wanted = gate.on_inconclusive == OnInconclusive::PromoteIfCompatible;
+        self.demand(wanted, "D2", || "promoted without a verdict, and the gate does not ask for that".into());
+        let last = self.rollout.strategy.steps().last().map_or(0, |s| s.weight);
+        let old = self.old_weight(&record.key.revision);
+        self.demand(old == last, "D2", || format!("promoted at the deadline from {old} %, before the last step"));
+        let margins = [
+            (SignalKind::Cosine, gate.min_mean, true),
+            (SignalKind::CosineTail, gate.tail_share, false),
+            (SignalKind::Latency, gate.max_ratio, false),
+            (SignalKind::Errors, gate.max_excess, false),
+        ];
+        let assessment = self.plan.assessment.as_ref();
+        for (kind, margin, least) in margins {
+            let signal = assessment.and_then(|a| a.signals.iter().find(|s| s.kind == kind));
+            let holds = signal.and_then(|s| s.interval).is_some_and(|(low, high)| {
+                if least { low >= margin } else { high <= margin }
+            });
+            self.demand(holds, "D2", || format!("promoted at the deadline, and {} may be outside", kind.name()));
+        }
+        let leans = assessment.is_some_and(|a| a.ln_rollback < 0.0);
+        self.demand(leans, "D2", || "promoted at the deadline against the evidence".into());
     }
 
     /// At most one verdict per attempt by rule; people may roll back what was promoted.

@@ -112,7 +112,7 @@ pub enum Source {
 }
 
 /// Settings of the worker after defaults.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Largest decode batch, 1..=256.
     pub max_batch: u32,
@@ -120,6 +120,15 @@ pub struct Settings {
     pub batch_wait: Span,
     /// Longest sequence in tokens; `None`: what the model files say.
     pub context_length: Option<u32>,
+    /// Single requests may be answered by fp16; `None`: what the model fails has failed.
+    pub fallback: Option<Fallback>,
+}
+
+/// Single requests that fp16 answers in the model's place, before the first byte.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fallback {
+    /// Also where the model is less sure of its answer than this, above 0 and below 1; `None`: only where it fails.
+    pub min_confidence: Option<f64>,
 }
 
 /// The rule whose backends the operator sets.

@@ -16,6 +16,8 @@ pub struct Observation {
     pub route: RouteState,
     /// Deployments and Services that carry this rollout's UID, by revision.
     pub workloads: BTreeMap<Revision, Workload>,
+    /// The Service `<rollout>-baseline` exists: where workers find fp16 for single requests.
+    pub baseline_service: bool,
     /// Verbs that wait in annotations.
     pub verbs: Vec<VerbRequest>,
     /// What the workers said, present only when `plan::tick_due` asked for it.

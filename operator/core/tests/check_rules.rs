@@ -62,6 +62,7 @@ fn scene() -> Scene {
         route: RouteState::Found(route),
         workloads: [(revision("fp"), workload(true)), (revision("good"), workload(false))].into(),
         finalizer: true,
+        baseline_service: true,
         ..Observation::default()
     };
     let plan = plan(&spec, &State::default(), &observation, NOW);

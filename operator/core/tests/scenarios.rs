@@ -13,12 +13,13 @@
 //! pause on|off · delete · verb VERB [BY] [stale]
 //! kill NAME · down NAME · up NAME · hand NAME=W NAME=W       things that happen
 //! restart · wipe · crash N · gateway stop|go · route gone|back|unreadable|readable · originals gone|ready
+//! service gone                                               somebody deletes the Service of fp16 for single requests
 //! away SECONDS                                              the operator is not there
 //! mark                                                      what `quiet` compares with
 //! run SECONDS · until FIELD=VALUE SECONDS                    time passes
 //! expect FIELD=VALUE …                                       facts
 //! ```
-//! Fields: `phase`, `reason`, `weight.NAME`, `most.NAME`, `pods.NAME`, `writes`, `patches`, `stable`, `attempt`, `gone`,
+//! Fields: `service` (the one of fp16), `phase`, `reason`, `weight.NAME`, `most.NAME`, `pods.NAME`, `writes`, `patches`, `stable`, `attempt`, `gone`,
 //! `decisions`, `ticks`, `preview`, `rules`, `quiet` (no route write and no patch of status since `mark`). `UPDATE_GOLDEN=1` writes the golden files anew.
 
 #![allow(clippy::unwrap_used, reason = "a script that cannot be read fails its test")]
@@ -187,6 +188,7 @@ impl Runner {
                 let names: Vec<_> = detours.rules.iter().map(|rule| rule.name.as_str()).collect();
                 if detours.mark.is_none() { "none".into() } else { names.join(",") }
             }
+            ("service", _) => self.world.baseline_service.to_string(),
             ("preview", _) => match &self.world.preview {
                 Preview::Ours { backends, .. } => backends.iter().map(|b| short(b)).collect(),
                 Preview::Missing => "none".into(),
@@ -255,6 +257,7 @@ impl Runner {
                 "unreadable" => self.world.unreadable = true,
                 _ => self.world.unreadable = false,
             },
+            "service" => self.world.baseline_service = false,
             "originals" => self.world.originals_ready = rest[0] == "ready",
             "autoscaled" => self.world.deployments.get_mut(&revision(rest[0])).unwrap().autoscaled = true,
             "terminating" => self.world.terminating = true,
@@ -314,6 +317,7 @@ impl Runner {
                 rollout.gate.on_inconclusive = match value {
                     "rollback" => OnInconclusive::Rollback,
                     "extend" => OnInconclusive::Extend,
+                    "compatible" => OnInconclusive::PromoteIfCompatible,
                     _ => OnInconclusive::Hold,
                 }
             }

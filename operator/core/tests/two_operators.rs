@@ -256,6 +256,7 @@ impl Leaders {
             sample: tick_due(&self.rollout, state, now).then(|| sample(state, now, weight, good)),
             decisions: world.records.clone(),
             finalizer: true,
+            baseline_service: true,
             ..Observation::default()
         }
     }

@@ -166,6 +166,12 @@ fn arguments(rollout: &Rollout, serving: &Serving) -> Vec<String> {
     if let Source::Claim { digest, .. } = &serving.source {
         flag("digest", digest.clone());
     }
+    if let Some(fallback) = &settings.fallback {
+        flag("fallback", format!("{}:{PUBLIC_PORT}", labels::baseline_service(&rollout.name)));
+        if let Some(least) = fallback.min_confidence {
+            flag("min-confidence", least.to_string());
+        }
+    }
     arguments
 }
 

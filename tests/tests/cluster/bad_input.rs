@@ -77,7 +77,12 @@ pub(crate) async fn a_missing_probe_set_moves_nothing(suite: Arc<Suite>) -> Resu
 }
 
 /// A copy of a model directory that `change` edits, as an image.
-fn edited(stand: &Stand, name: &str, model: &Path, change: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
+pub(crate) fn edited(
+    stand: &Stand,
+    name: &str,
+    model: &Path,
+    change: impl FnOnce(&Path) -> Result<()>,
+) -> Result<String> {
     let folder = tempfile::tempdir()?;
     for file in fs::read_dir(model)? {
         let file = file?;

@@ -37,6 +37,8 @@ use serde::{Deserialize, Serialize};
         .message("the baseline is the fp16 reference: precision must be fp16 or auto").field_path(".baseline.precision"),
     validation = Rule::new("!has(self.model.precision) || !(self.model.precision in ['binary', 'mixed'])")
         .message("precision: binary and mixed have not landed yet; use ternary, fp16 or auto").field_path(".model.precision"),
+    validation = Rule::new("!has(self.baseline.serving) || !has(self.baseline.serving.fallback)")
+        .message("the baseline is the last tier: it has no fallback").field_path(".baseline.serving"),
     validation = Rule::new("has(self.gate) != has(self.gateSpec)")
         .message("exactly one of gate and gateSpec must be given"),
     validation = Rule::new("self.capacity != 'swap'")
@@ -183,7 +185,6 @@ impl Precision {
         .message("kvBits other than 16 has not landed yet").field_path(".kvBits"),
     validation = Rule::new("!has(self.memoryBudget)")
         .message("memoryBudget has not landed yet; the pool's resources bound a worker").field_path(".memoryBudget"),
-    validation = Rule::new("!has(self.fallback)").message("fallback has not landed yet").field_path(".fallback"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ServingSpec {
@@ -206,9 +207,30 @@ pub struct ServingSpec {
     #[schemars(range(min = 16, max = 1_048_576))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_length: Option<i32>,
-    /// Answering single requests by the baseline (has not landed).
+    /// Single requests that fp16 answers in the model's place, before the first byte of an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<super::Later>,
+    pub fallback: Option<FallbackSpec>,
+}
+
+/// Single requests that fp16 answers in the model's place. Those that it answers because the model failed are errors of
+/// the model.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("!has(self.minConfidence) || (double(self.minConfidence) > 0.0 && double(self.minConfidence) < 1.0)")
+        .message("minConfidence must lie between 0 and 1, both excluded").field_path(".minConfidence"),
+    validation = Rule::new("!has(self.minConfidence) || !has(self.toBaseline) || self.toBaseline")
+        .message("minConfidence leaves answers to the baseline: it needs toBaseline").field_path(".minConfidence"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct FallbackSpec {
+    /// Hand on to the baseline what the model fails (non-finite logits, a stopped engine, no first token in time). Default
+    /// true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_baseline: Option<bool>,
+    /// Hand on also what the model is less sure of than this, above 0 and below 1; the model files must hold a calibration
+    /// (`inference-worker calibrate`). Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_confidence: Option<Decimal>,
 }
 
 /// A QualityGate in the rollout's namespace.

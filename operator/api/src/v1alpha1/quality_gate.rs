@@ -1,6 +1,5 @@
 //! The judge's settings. Every field has a default, so that `probes: {configMap: NAME}` is a complete gate.
 
-use super::Later;
 use crate::units::{Decimal, Duration};
 use serde::{Deserialize, Serialize};
 
@@ -34,9 +33,6 @@ use serde::{Deserialize, Serialize};
             .message("warmup must be at most 1h").field_path(".warmup"),
         validation = Rule::new("duration(self.deadline) >= duration(self.interval) && duration(self.deadline) <= duration('168h')")
             .message("deadline must be at least one interval and at most 168h").field_path(".deadline"),
-        validation = Rule::new("self.onInconclusive != 'PromoteIfCompatible'")
-            .message("onInconclusive: PromoteIfCompatible has not landed yet; use Hold, Rollback or Extend")
-            .field_path(".onInconclusive"),
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -154,14 +150,7 @@ pub struct ProbeSpec {
 
 /// What is judged. All of them count; none can be switched off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(
-    feature = "crd",
-    derive(kube::KubeSchema),
-    x_kube(
-        validation = Rule::new("!has(self.business)").message("signals.business has not landed yet: it belongs to A/B tests")
-            .field_path(".business"),
-    )
-)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SignalSpec {
     /// Similarity of the output to the fp16 baseline, on probes.
@@ -173,9 +162,6 @@ pub struct SignalSpec {
     /// Failed live requests against stable.
     #[serde(default)]
     pub errors: ErrorSpec,
-    /// A metric of the business, for A/B tests (has not landed).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub business: Option<Later>,
 }
 
 /// Cosine similarity of mean-centred logits to those of the fp16 baseline.
@@ -304,7 +290,8 @@ pub enum OnInconclusive {
     Rollback,
     /// Another deadline (the error rates are those of the first).
     Extend,
-    /// Promote if nothing speaks against it (has not landed).
+    /// Promote at the last step if every estimate lies within its margin with its whole interval and nothing leans against
+    /// the candidate, else as Hold. No error rate is promised for such a promotion.
     PromoteIfCompatible,
 }
 

@@ -49,16 +49,11 @@ pub(super) fn chosen_gate(
 /// gate's spec.
 pub fn resolve_gate(name: &str, spec: &QualityGateSpec) -> Result<Gate, Refusal> {
     let signals = &spec.signals;
-    if signals.business.is_some() {
-        return Err(Refusal::not_landed("signals.business", "leave it out: it belongs to A/B tests"));
-    }
     let on_inconclusive = match spec.on_inconclusive {
         api::OnInconclusive::Hold => OnInconclusive::Hold,
         api::OnInconclusive::Rollback => OnInconclusive::Rollback,
         api::OnInconclusive::Extend => OnInconclusive::Extend,
-        api::OnInconclusive::PromoteIfCompatible => {
-            return Err(Refusal::not_landed("onInconclusive", "use Hold, Rollback or Extend"));
-        }
+        api::OnInconclusive::PromoteIfCompatible => OnInconclusive::PromoteIfCompatible,
     };
     let interval = span("interval", &spec.interval, 1000, 600_000)?;
     let open = Bounds { least: 0.0, most: 1.0, with_least: false, with_most: false };

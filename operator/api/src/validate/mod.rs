@@ -22,11 +22,12 @@ pub use revision::{HASH_LENGTH, revision_name};
 use crate::units::Duration;
 #[cfg(feature = "crd")]
 use crate::v1alpha1::{
-    ArmSpec, Capacity, DeletionPolicy, ModelRollout, Precision, QualityGate, RouteSpec, ServingSpec, SourceSpec,
+    ArmSpec, Capacity, DeletionPolicy, FallbackSpec, ModelRollout, Precision, QualityGate, RouteSpec, ServingSpec,
+    SourceSpec,
 };
 use bitnet_core::Span;
 #[cfg(feature = "crd")]
-use bitnet_core::model::{self, Rollout, RouteTarget, Serving, Settings, Source};
+use bitnet_core::model::{self, Fallback, Rollout, RouteTarget, Serving, Settings, Source};
 #[cfg(feature = "crd")]
 use std::collections::BTreeSet;
 
@@ -66,6 +67,13 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
     }
     if spec.capacity == Capacity::Swap {
         return Err(Refusal::not_landed("spec.capacity", "set it to surge"));
+    }
+    if spec.baseline.serving.as_ref().is_some_and(|serving| serving.fallback.is_some()) {
+        return Err(Refusal::invalid(
+            "spec.baseline.serving.fallback",
+            "the baseline is the last tier",
+            "give it to spec.model.serving",
+        ));
     }
     let baseline = arm(name, "spec.baseline", &spec.baseline, Precision::Fp16, pools)?;
     let model = arm(name, "spec.model", &spec.model, Precision::Auto, pools)?;
@@ -194,9 +202,6 @@ fn settings(field: &str, serving: Option<&ServingSpec>) -> Result<Settings, Refu
             "leave it out: the pool's resources bound a worker",
         ));
     }
-    if serving.fallback.is_some() {
-        return Err(Refusal::not_landed(format!("{field}.fallback"), "leave it out"));
-    }
     Ok(Settings {
         max_batch: integer(format!("{field}.maxBatch"), serving.max_batch.unwrap_or(32), 1, 256)?,
         batch_wait: match &serving.batch_wait {
@@ -207,7 +212,28 @@ fn settings(field: &str, serving: Option<&ServingSpec>) -> Result<Settings, Refu
             .context_length
             .map(|length| integer(format!("{field}.contextLength"), length, 16, 1_048_576))
             .transpose()?,
+        fallback: match &serving.fallback {
+            Some(spec) => fallback(&format!("{field}.fallback"), spec)?,
+            None => None,
+        },
     })
+}
+
+#[cfg(feature = "crd")]
+fn fallback(field: &str, spec: &FallbackSpec) -> Result<Option<Fallback>, Refusal> {
+    let field = format!("{field}.minConfidence");
+    let to_baseline = spec.to_baseline.unwrap_or(true);
+    let Some(least) = &spec.min_confidence else { return Ok(to_baseline.then_some(Fallback { min_confidence: None })) };
+    let remedy = "write a decimal above 0 and below 1";
+    let number = least.number().map_err(|error| Refusal::invalid(&field, error.to_string(), remedy))?;
+    if !(number > 0.0 && number < 1.0) {
+        return Err(Refusal::invalid(field, format!("{least} is out of bounds"), remedy));
+    }
+    if !to_baseline {
+        let rule = "answers that the model is not sure of are left to the baseline";
+        return Err(Refusal::invalid(field, rule, "set toBaseline to true, or leave minConfidence out"));
+    }
+    Ok(Some(Fallback { min_confidence: Some(number) }))
 }
 
 #[cfg(feature = "crd")]

@@ -177,6 +177,9 @@ fn predict(args: &Args, subject: &Subject, progress: &Progress) -> Prediction {
             OnInconclusive::Hold => "weight 0, held and not blamed",
             OnInconclusive::Rollback => "rolled back",
             OnInconclusive::Extend => "another deadline (simulated: three)",
+            OnInconclusive::PromoteIfCompatible => {
+                "promoted if every interval lies within its margin (no error rate), else weight 0, held and not blamed"
+            }
         },
         promised_false_rollback: gate.alpha_rollback,
         promised_false_promotion: gate.alpha_promote,

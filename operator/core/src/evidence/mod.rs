@@ -116,6 +116,9 @@ pub enum OnInconclusive {
     Rollback,
     /// Go on for another deadline (the guarantees are those of the first).
     Extend,
+    /// Promote at the last step where every signal's interval lies within its margin and the rollback evidence leans to
+    /// the candidate, else as `Hold`. Such a promotion has no error rate.
+    PromoteIfCompatible,
 }
 
 /// Policy without live requests.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Span,
-    evidence::{Finding, OnInconclusive, OnNoTraffic},
+    evidence::{Finding, OnInconclusive, OnNoTraffic, SignalKind},
     model::{CanaryStep, Pace, Revision, Strategy},
     report::{Phase, Reason},
 };
@@ -54,6 +54,13 @@ fn gate_deadline(d: &mut Draft<'_>) -> bool {
     let missing = d.plan.assessment.as_ref().map(|a| a.missing.join("; ")).filter(|m| !m.is_empty());
     let words = format!("undecided at the gate's deadline{}", missing.map_or(String::new(), |m| format!(" ({m})")));
     match gate.on_inconclusive {
+        OnInconclusive::PromoteIfCompatible => match incompatible(d) {
+            None => {
+                let why = "every interval lies within its margin: 100 %, the new stable, without a stated error rate";
+                verdict::promote(d, BY_DEADLINE, &format!("{words}, and {why}"));
+            }
+            Some(why) => verdict::hold(d, &format!("{words}, and {why}")),
+        },
         OnInconclusive::Hold => verdict::hold(d, &words),
         OnInconclusive::Rollback => {
             let by = BY_DEADLINE.into();
@@ -69,6 +76,38 @@ fn gate_deadline(d: &mut Draft<'_>) -> bool {
         }
     }
     true
+}
+
+/// Why a candidate without a verdict is not promoted at the deadline (`PromoteIfCompatible`); `None`: it has reached the
+/// last step of a canary, everything holds that a promotion needs but the proofs, every signal's interval lies within its
+/// margin with both ends, and the rollback evidence of all signals together leans to it.
+fn incompatible(d: &Draft<'_>) -> Option<String> {
+    let (weight, model) = (d.trial_weight(), &d.view.rollout.model);
+    let canary = matches!(d.view.rollout.strategy, Strategy::Canary(_));
+    if !canary || weight == 0 || d.view.step_at(weight) < d.view.steps().len() {
+        return Some("it has not reached the last step of a canary".into());
+    }
+    let Some(assessment) = d.plan.assessment.as_ref().filter(|a| a.fresh && halted(d).is_none()) else {
+        return Some("both arms have no live requests at this weight".into());
+    };
+    if !d.view.full(model) || d.view.barred(&model.revision) {
+        return Some(format!("its pods cannot carry 100 % ({})", d.view.problems(&model.revision)));
+    }
+    let gate = &d.view.rollout.gate;
+    for kind in SignalKind::ALL {
+        let interval = assessment.signals.iter().find(|s| s.kind == kind).and_then(|s| s.interval);
+        let Some((low, high)) = interval else { return Some(format!("nothing is known about {}", kind.name())) };
+        let (end, margin, within) = match kind {
+            SignalKind::Cosine => (low, gate.min_mean, low >= gate.min_mean),
+            SignalKind::CosineTail => (high, gate.tail_share, high <= gate.tail_share),
+            SignalKind::Latency => (high, gate.max_ratio, high <= gate.max_ratio),
+            SignalKind::Errors => (high, gate.max_excess, high <= gate.max_excess),
+        };
+        if !within {
+            return Some(format!("{} may be {end:.4}, beyond its margin of {margin}", kind.name()));
+        }
+    }
+    (assessment.ln_rollback >= 0.0).then(|| "the evidence leans against it".into())
 }
 
 fn progress_deadline(d: &mut Draft<'_>) -> bool {

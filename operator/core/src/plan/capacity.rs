@@ -47,7 +47,8 @@ fn need(d: &mut Draft<'_>, serving: &Serving, baseline: bool) {
         Some(w) => w.replicas.is_none_or(|have| have < replicas).then_some(replicas),
         None => Some(replicas),
     };
-    let whole = workload.is_some_and(|w| w.replicas.is_some() && w.service);
+    let whole =
+        workload.is_some_and(|w| w.replicas.is_some() && w.service) && (!baseline || d.view.obs.baseline_service);
     if number.is_some() || !whole {
         d.plan.grow.push(Grow { serving: serving.clone(), replicas: number, baseline });
     }

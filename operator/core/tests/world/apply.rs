@@ -48,6 +48,7 @@ impl World {
                 born: 0,
             });
             d.service = true;
+            self.baseline_service |= grow.baseline;
             d.replicas = grow.replicas.unwrap_or(d.replicas);
         }
         if let Some(write) = &plan.shift {

@@ -7,7 +7,7 @@ use super::{
 use bitnet_core::{
     Span, Time,
     evidence::{
-        Evidence, LiveArm, Probes, PromptSample,
+        Evidence, LiveArm, OnInconclusive, Probes, PromptSample,
         ab::{Ab, AbSettings},
         guard::{Guard, GuardSettings},
     },
@@ -93,6 +93,9 @@ impl Garbage {
         }
         if self.chance(40) {
             spec.guard = guard(60 * self.0.below(3) as i64);
+        }
+        if self.chance(20) {
+            spec.gate.on_inconclusive = OnInconclusive::PromoteIfCompatible;
         }
         if self.chance(10) {
             spec.gate.interval = Span(0);
@@ -233,6 +236,7 @@ impl Garbage {
         Observation {
             route: self.route(),
             workloads: (0..self.0.below(6)).map(|_| (self.revision(), self.workload())).collect(),
+            baseline_service: self.chance(80),
             verbs: (0..self.0.below(4))
                 .map(|_| VerbRequest {
                     verb: VERBS[self.0.below(7) as usize],

@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) originals: Vec<Backend>,
     pub(crate) originals_ready: bool,
     pub(crate) deployments: BTreeMap<Revision, Deployment>,
+    /// The Service `chat-baseline`.
+    pub(crate) baseline_service: bool,
     pub(crate) behaviours: BTreeMap<Revision, Behaviour>,
     pub(crate) verbs: Vec<VerbRequest>,
     pub(crate) decisions: Vec<String>,
@@ -113,6 +115,7 @@ impl World {
             originals: Vec::new(),
             originals_ready: true,
             deployments: BTreeMap::new(),
+            baseline_service: false,
             behaviours: BTreeMap::new(),
             verbs: Vec::new(),
             decisions: Vec::new(),
@@ -337,6 +340,7 @@ impl World {
         Observation {
             route,
             workloads,
+            baseline_service: self.baseline_service,
             verbs: self.verbs.clone(),
             sample,
             namespace_terminating: self.terminating,
