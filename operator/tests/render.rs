@@ -10,8 +10,8 @@ use bitnet_core::{
         SignalState, Tripwire,
     },
     model::{
-        Canary, CanaryStep, DeletionPolicy, Fallback, HeaderMatch, LatchKey, Pace, Revision, Rollout, RouteTarget, Serving,
-        Settings, Source, Strategy,
+        Canary, CanaryStep, Capacity, DeletionPolicy, Fallback, HeaderMatch, LatchKey, Pace, Revision, Rollout,
+        RouteTarget, Serving, Settings, Source, Strategy,
     },
     observation::{Detour, Detours, Ledger},
     plan::{DecisionRecord, Grow, Plan, PreviewWrite, RouteWrite, Shrink, State, Verdict},
@@ -52,10 +52,7 @@ fn rollout() -> Rollout {
         baseline: serving("aaaaaaaaaa", image("a")),
         model: serving("bbbbbbbbbb", image("b")),
         route: RouteTarget::Adopt { http_route: "shop".into(), rule: Some("completions".into()) },
-        strategy: Strategy::Canary(Canary {
-            steps: vec![CanaryStep { weight: 5, duration: Span::seconds(20), pause: false }],
-            pace: Pace::Time,
-        }),
+        strategy: Strategy::Canary(Canary { steps: vec![CanaryStep::plain(5, Span::seconds(20))], pace: Pace::Time }),
         gate: Gate {
             name: "chat".into(),
             probes: ProbeSettings {
@@ -88,6 +85,7 @@ fn rollout() -> Rollout {
         guard: None,
         scale_down_delay: Span::seconds(600),
         progress_deadline: Span::seconds(3600),
+        capacity: Capacity::Surge,
         deletion_policy: DeletionPolicy::Delete,
     }
 }
@@ -148,6 +146,7 @@ fn plan() -> Plan {
     Plan {
         finalizer: true,
         grow: Vec::new(),
+        regrow: None,
         shift: None,
         preview: None,
         record: None,
@@ -282,6 +281,27 @@ fn derived_rules_copy_every_field_of_ours_and_vanish_without_a_trace() {
         let left = written(&during, leave);
         assert_eq!(left["spec"]["rules"].as_array().unwrap().len(), 2);
         assert!(!left.to_string().contains("1;uid-of-chat"), "no mark is left: {left}");
+    }
+}
+
+#[test]
+fn the_rule_of_a_step_sends_requests_with_its_headers_to_the_candidate_and_goes_with_it() {
+    let mut before = route(&json!({key::EPOCH: "4", key::ROLLOUT: "chat/uid-of-chat"}));
+    before["spec"]["rules"][1]["sessionPersistence"] = json!({"sessionName": "mine"});
+    let weights = [("chat-aaaaaaaaaa", 95), ("chat-bbbbbbbbbb", 5)];
+    let mut write = set(&weights, ledger(5), false, None);
+    if let RouteWrite::Set { detours: wanted, .. } = &mut write {
+        let headers = vec![HeaderMatch { name: "x-beta".into(), value: "yes".into(), regex: false }];
+        let to = Some(Revision("chat-bbbbbbbbbb".into()));
+        *wanted = Detours { mark: None, rules: vec![Detour { name: "candidate".into(), headers, to }] };
+    }
+    let during = written(&before, write);
+    insta::assert_json_snapshot!("rule_of_a_step", during["spec"]["rules"].as_array().unwrap()[1..]);
+    let next = [("chat-aaaaaaaaaa", 80), ("chat-bbbbbbbbbb", 20)];
+    let after = written(&during, set(&next, ledger(6), false, None));
+    assert_eq!(after, written(&before, set(&next, ledger(6), false, None)), "no trace of the step before");
+    for leave in [RouteWrite::Restore, RouteWrite::Release] {
+        assert_eq!(written(&during, leave)["spec"]["rules"].as_array().unwrap().len(), 2);
     }
 }
 
@@ -463,6 +483,18 @@ fn objects_of_a_revision() {
             insta::assert_yaml_snapshot!(*name, object);
         }
     }
+}
+
+#[test]
+fn pods_that_made_room_come_back_where_their_deployment_is() {
+    let regrow = |n| Plan { regrow: Some((Revision("chat-aaaaaaaaaa".into()), n)), ..plan() };
+    let writes = render(&config(), &rollout(), &existing(2), &regrow(3)).grow;
+    let [Write { kind: Kind::Deployment, action: Action::Patch(patch), .. }] = &writes[..] else {
+        panic!("{writes:?}")
+    };
+    assert_eq!(serde_json::to_value(patch).unwrap()[2]["value"], 3);
+    assert!(render(&config(), &rollout(), &existing(3), &regrow(3)).grow.is_empty());
+    assert!(render(&config(), &rollout(), &World::default(), &regrow(3)).grow.is_empty(), "never from memory");
 }
 
 #[test]

@@ -217,6 +217,11 @@ fn remarks(rollout: &Rollout) -> Vec<&'static str> {
         Strategy::AbTest(_) => remarks.push("what users prefer is not forecast, only what the gate sees"),
         Strategy::Canary(_) | Strategy::BlueGreen(_) => {}
     }
+    if let Strategy::Canary(canary) = &rollout.strategy
+        && canary.steps.iter().any(|s| !s.matches.is_empty())
+    {
+        remarks.push("live requests at a step with a match are simulated as if they came by lot");
+    }
     if rollout.paused {
         remarks.push("spec.paused is set: nothing moves until it is not");
     }
@@ -252,7 +257,11 @@ mod tests {
         let full = files(&["rollout-full.yaml"]).subjects().unwrap();
         assert_eq!(full[0].strategy, "canary 1 10 50 %, 10m 10m 30m");
         assert_eq!(full[0].pods, (3, 3));
-        assert_eq!(full[0].remarks, ["pauses that wait for a person are taken as over at once"]);
+        let remarks = [
+            "pauses that wait for a person are taken as over at once",
+            "live requests at a step with a match are simulated as if they came by lot",
+        ];
+        assert_eq!(full[0].remarks, remarks);
         let alone = files(&["gate.yaml"]).subjects().unwrap();
         assert_eq!(alone[0].name, "QualityGate chat");
     }

@@ -6,8 +6,8 @@
 use crate::{
     Span,
     evidence::{Finding, OnInconclusive, SignalKind},
-    model::{Revision, Rollout, Strategy},
-    observation::{Ledger, Observation, Route, RouteState, Workload},
+    model::{Capacity, Revision, Rollout, Strategy},
+    observation::{Detour, Ledger, Observation, Route, RouteState, Workload},
     plan::{DecisionRecord, Plan, RouteWrite, Shrink, Verdict},
 };
 use std::{collections::BTreeMap, fmt};
@@ -127,14 +127,20 @@ impl<'a> Lint<'a> {
         self.detours(&names);
     }
 
-    /// Rules beside ours lead only to what may have traffic, and are there in an A/B test only.
+    /// Rules beside ours lead only to what may have traffic, and are there in an A/B test and at a step with a match only.
     fn detours(&mut self, names: &BTreeMap<&Revision, u32>) {
         let Some(RouteWrite::Set { detours, .. }) = &self.plan.shift else { return };
         let testing = matches!(self.rollout.strategy, Strategy::AbTest(_));
         let positive = names.values().filter(|w| **w > 0).count();
-        self.demand(detours.rules.is_empty() || detours.mark.is_some(), "T5", || {
-            "rules are derived and their requests are not marked".into()
-        });
+        let model = &self.rollout.model.revision;
+        let weight = names.get(model).copied().unwrap_or(0);
+        let step = self.rollout.strategy.steps().iter().rfind(|s| s.weight <= weight);
+        let chosen = |rule: &Detour| {
+            let to_model = rule.to.as_ref() == Some(model);
+            !testing && to_model && step.is_some_and(|s| !s.matches.is_empty() && s.matches == rule.headers)
+        };
+        let unmarked = detours.mark.is_some() || detours.rules.iter().all(chosen);
+        self.demand(unmarked, "T5", || "a rule is derived that neither an A/B test nor a step asks for".into());
         self.demand(detours.mark.is_none() || (testing && positive == 2), "T5", || {
             "requests are marked outside of an A/B test".into()
         });
@@ -162,13 +168,19 @@ impl<'a> Lint<'a> {
             let reverts = !self.plan.state.reverts.is_empty() && steps.iter().any(|s| s.weight == new);
             let back = reverts && self.stored().is_some_and(|l| l.step > 0 && !self.latched(l));
             self.demand(next == Some(new) || back, "T4", || format!("{old} to {new} % is no step"));
-            let need = (u64::from(model.replicas.max(1)) * u64::from(new)).div_ceil(100);
+            // What is put back was there before; a raise has the pods that its step names.
+            let named = steps.iter().find(|s| s.weight == new && !back).and_then(|s| s.replicas).unwrap_or(0);
+            let share = (u64::from(model.replicas.max(1)) * u64::from(new)).div_ceil(100);
+            let need = share.max(u64::from(named.min(model.replicas.max(1))));
             let have = u64::from(self.endpoints(&model.revision));
             let autoscaled = self.workload(&model.revision).is_some_and(|w| w.autoscaled);
             self.demand(have >= need || autoscaled, "C3", || format!("{new} % needs {need} ready pods, has {have}"));
         }
         if promoted {
             self.demand(new == 100, "T4", || format!("promoted with {new} %"));
+            let (have, need) = (self.endpoints(&model.revision), model.replicas.max(1));
+            let autoscaled = self.workload(&model.revision).is_some_and(|w| w.autoscaled);
+            self.demand(have >= need || autoscaled, "C3", || format!("promoted with {have} of {need} pods ready"));
             self.demand(ledger.stable == model.revision, "D6", || "promoted without becoming stable".into());
             let by_rule = decision.is_some_and(|d| d.by == "gate");
             let first = blue_green && by_rule && old < 100;
@@ -222,6 +234,60 @@ impl<'a> Lint<'a> {
         for shrink in &self.plan.shrink {
             self.shrinks(shrink);
         }
+        self.swap();
+    }
+
+    /// need(x): pods of the model for a share of the traffic.
+    fn need(&self, share: u32) -> u32 {
+        let pods = (u64::from(self.rollout.model.replicas.max(1)) * u64::from(share.min(100))).div_ceil(100);
+        u32::try_from(pods).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Pods go and the revision serves on: because the spec asks for fewer, or stable makes room for the candidate.
+    fn lowers(&mut self, revision: &Revision, pods: u32) {
+        self.demand(pods > 0, "C1", || format!("{revision} is lowered to nothing"));
+        let fp16 = *revision == self.rollout.baseline.revision || self.workload(revision).is_some_and(|w| w.baseline);
+        self.demand(!fp16, "C2", || format!("fp16 {revision} is lowered"));
+        let autoscaled = self.workload(revision).is_some_and(|w| w.autoscaled);
+        self.demand(!autoscaled, "C6", || format!("{revision}'s replicas belong to an autoscaler"));
+        let model = &self.rollout.model.revision;
+        if revision == model || self.stored().is_none_or(|l| l.stable != *revision) {
+            return;
+        }
+        let swap = self.rollout.capacity == Capacity::Swap && self.plan.shift.is_none();
+        self.demand(swap, "C2", || format!("stable {revision} is lowered"));
+        let accepted = self.route().is_some_and(|r| r.accepted);
+        self.demand(accepted, "C1", || format!("{revision} is lowered before the gateway accepted the route"));
+        let share = 100u32.saturating_sub(self.old_weight(model));
+        let (need, ready) = (self.need(share), self.endpoints(revision));
+        self.demand(pods >= need, "C1", || format!("{revision} has {share} %, needs {need} pods and gets {pods}"));
+        self.demand(ready >= need, "C1", || format!("{revision} has {share} %, needs {need} ready pods, has {ready}"));
+    }
+
+    /// Pods of stable that made room come back, and it gets no more than they carry while fp16 can take it.
+    fn swap(&mut self) {
+        if let Some((revision, pods)) = &self.plan.regrow {
+            let have = self.workload(revision).and_then(|w| w.replicas);
+            self.demand(have.is_some_and(|have| have < *pods), "C2", || format!("{revision} is lowered to {pods}"));
+            let stable = self.stored().is_some_and(|l| l.stable == *revision);
+            self.demand(stable, "C2", || format!("{revision} grows back and is not stable"));
+            let autoscaled = self.workload(revision).is_some_and(|w| w.autoscaled);
+            self.demand(!autoscaled, "C6", || format!("{revision}'s replicas belong to an autoscaler"));
+            let going = self.obs.namespace_terminating || self.rollout.deleting;
+            self.demand(!going, "X2", || "something grows during a deletion".into());
+        }
+        let (Some(ledger), Some(written)) = (self.stored(), self.written()) else { return };
+        let (stable, fp16) = (&ledger.stable, &self.rollout.baseline.revision);
+        let Some(w) = self.workload(stable) else { return };
+        let ours = !w.baseline && !w.autoscaled && stable != fp16 && *stable != self.rollout.model.revision;
+        let barred = ledger.rollback_of.as_ref().is_some_and(|k| k.revision == *fp16);
+        let fp16_serves = self.endpoints(fp16) >= self.rollout.baseline.replicas.max(1) && !barred;
+        let (old, new) = (self.old_weight(stable), written.weight(stable));
+        if self.rollout.capacity != Capacity::Swap || !ours || !fp16_serves || new <= old {
+            return;
+        }
+        let (need, Some(have)) = (self.need(new), w.replicas) else { return };
+        self.demand(have >= need, "C4", || format!("{stable} gets {new} %, needs {need} pods, has {have}"));
     }
 
     fn shrinks(&mut self, shrink: &Shrink) {
@@ -229,9 +295,7 @@ impl<'a> Lint<'a> {
             Shrink::ToZero(r) => (r, false),
             Shrink::Delete(r) => (r, true),
             Shrink::To(r, n) => {
-                self.demand(*n > 0, "C1", || format!("{r} is lowered to nothing"));
-                let fp16 = *r == self.rollout.baseline.revision;
-                self.demand(!fp16, "C2", || format!("fp16 {r} is lowered"));
+                self.lowers(r, *n);
                 return;
             }
             Shrink::Orphan(_) => {
@@ -302,9 +366,11 @@ impl<'a> Lint<'a> {
         let assessment = self.plan.assessment.as_ref();
         for (kind, margin, least) in margins {
             let signal = assessment.and_then(|a| a.signals.iter().find(|s| s.kind == kind));
-            let holds = signal.and_then(|s| s.interval).is_some_and(|(low, high)| {
-                if least { low >= margin } else { high <= margin }
-            });
+            let holds = signal.and_then(|s| s.interval).is_some_and(
+                |(low, high)| {
+                    if least { low >= margin } else { high <= margin }
+                },
+            );
             self.demand(holds, "D2", || format!("promoted at the deadline, and {} may be outside", kind.name()));
         }
         let leans = assessment.is_some_and(|a| a.ln_rollback < 0.0);

@@ -58,6 +58,8 @@ pub struct Rollout {
     pub scale_down_delay: Span,
     /// Limit of waiting for cluster objects (pods, endpoints, route acceptance) before a roll back.
     pub progress_deadline: Span,
+    /// Where the candidate's pods come from.
+    pub capacity: Capacity,
     /// What deletion leaves behind.
     pub deletion_policy: DeletionPolicy,
 }
@@ -172,7 +174,7 @@ pub enum Strategy {
 }
 
 /// The one step of a blue-green rollout: the switch.
-const SWITCH: CanaryStep = CanaryStep { weight: 100, duration: Span(0), pause: false };
+static SWITCH: CanaryStep = CanaryStep::plain(100, Span(0));
 
 impl Strategy {
     /// The candidate's weights on trial, in their order: those below 100 of a canary, the switch of a blue-green rollout,
@@ -215,7 +217,7 @@ pub struct BlueGreen {
 }
 
 /// One step of a canary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanaryStep {
     /// Share of the traffic for the candidate, 1..=99.
     pub weight: u32,
@@ -223,6 +225,27 @@ pub struct CanaryStep {
     pub duration: Span,
     /// Wait for the verb `promote` after the step's time.
     pub pause: bool,
+    /// Pods of the candidate at this step, enough for its weight and at most all; `None`: all of them. They do not fall from
+    /// step to step.
+    pub replicas: Option<u32>,
+    /// Requests with all of these headers go to the candidate, beside the weight's share of the others; empty: none do.
+    pub matches: Vec<HeaderMatch>,
+}
+
+impl CanaryStep {
+    /// A share of the traffic for a time, with all of the candidate's pods.
+    pub const fn plain(weight: u32, duration: Span) -> Self {
+        Self { weight, duration, pause: false, replicas: None, matches: Vec::new() }
+    }
+}
+
+/// Where the candidate's pods come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// They are there beside all of those that serve.
+    Surge,
+    /// Pods of stable make room for them as its share falls; fp16's never do.
+    Swap,
 }
 
 /// What the deletion of the custom resource leaves behind.

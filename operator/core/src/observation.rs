@@ -101,7 +101,8 @@ impl Route {
     }
 }
 
-/// What a route does beside the weights of its rule: for A/B tests. Nothing of it is there outside of them.
+/// What a route does beside the weights of its rule: for A/B tests, and for steps of a canary with a match. Nothing of it is
+/// there outside of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detours {
     /// Value of the header that the gateway adds to the requests of the split, so that workers know of the test.

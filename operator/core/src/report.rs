@@ -96,7 +96,7 @@ pub enum Reason {
     SampleRatioMismatch,
     /// Users of an A/B test do worse with the candidate.
     UsersDoWorse,
-    /// The derived rules of an A/B test are not copies of ours any more.
+    /// The rules derived from ours (an A/B test, a step with a match) are not copies of it any more.
     RulesChanged,
     /// No live requests and `onNoTraffic: Hold`.
     NoTraffic,

@@ -7,12 +7,13 @@ mod world;
 use bitnet_core::{
     Span, Time,
     check::check,
-    model::{Revision, Rollout},
-    observation::{Backend, Detours, Ledger, Observation, Pod, Route, RouteState, StoredDecision, Workload},
+    evidence::OnInconclusive,
+    model::{Capacity, Revision, Rollout},
+    observation::{Backend, Detour, Detours, Ledger, Observation, Pod, Route, RouteState, StoredDecision, Workload},
     plan::{DecisionRecord, Grow, Plan, ProbeJob, RouteWrite, Shrink, State, Verdict, plan},
     report::{Note, Reason},
 };
-use world::spec::{blue_green, revision, rollout, serving};
+use world::spec::{blue_green, canary, revision, rollout, serving};
 
 const NOW: Time = Time(1_000_000_000_000);
 
@@ -315,4 +316,105 @@ fn a_switch_is_one_write_from_nothing_to_everything_and_rests_on_evidence() {
     promoted("gate", 0).breaks("D6");
     promoted("ada", 0).holds();
     promoted("gate", 100).holds();
+}
+
+#[test]
+fn a_promotion_without_a_verdict_needs_a_gate_that_asks_for_it() {
+    let mut s = scene();
+    s.write(&[("good", 100), ("fp", 0)], |l| l.stable = revision("good"));
+    s.decide(Verdict::Promoted, "deadline");
+    s.breaks("D2");
+    s.rollout.gate.on_inconclusive = OnInconclusive::PromoteIfCompatible;
+    // Asked for, but from the second of four steps and with nothing known about any signal.
+    s.breaks("D2");
+}
+
+#[test]
+fn a_weight_has_the_pods_that_its_step_names_and_a_promotion_has_all() {
+    let mut s = scene();
+    s.rollout.strategy = canary("5:20:pods=1,10:20:pods=1,20:20:pods=3,50:20");
+    s.observation.workloads.get_mut(&revision("good")).unwrap().ready_endpoints = 2;
+    s.write(&[("fp", 80), ("good", 20)], |l| l.step = 3);
+    s.breaks("C3");
+    s.write(&[("good", 100), ("fp", 0)], |l| l.stable = revision("good"));
+    s.decide(Verdict::Promoted, "gate");
+    s.breaks("C3");
+}
+
+#[test]
+fn a_rule_is_derived_only_where_a_step_has_a_match() {
+    let mut s = scene();
+    s.rollout.strategy = canary("5:20,10:20:match,20:20,50:20");
+    s.write(&[("fp", 90), ("good", 10)], |_| {});
+    let derive = |s: &mut Scene, to: &str| {
+        let headers = s.rollout.strategy.steps()[1].matches.clone();
+        if let Some(RouteWrite::Set { detours, .. }) = &mut s.plan.shift {
+            detours.rules = vec![Detour { name: "candidate".into(), headers, to: Some(revision(to)) }];
+        }
+    };
+    derive(&mut s, "good");
+    assert_eq!(check(&s.rollout, &s.observation, &s.plan), Vec::new());
+    derive(&mut s, "fp");
+    s.breaks("T5");
+    derive(&mut s, "good");
+    s.rollout.strategy = canary("5:20,10:20,20:20,50:20");
+    s.breaks("T5");
+}
+
+/// A BitNet model is stable, its pods make room for the candidate at 10 %.
+fn swapping() -> Scene {
+    let mut s = scene();
+    s.rollout.capacity = Capacity::Swap;
+    s.route().backends = vec![backend("old", 90), backend("good", 10), backend("fp", 0)];
+    s.ledger().stable = revision("old");
+    let old = Workload { replicas: Some(4), ready_endpoints: 4, ..workload(false) };
+    s.observation.workloads.insert(revision("old"), old);
+    s.plan = plan(&s.rollout, &State::default(), &s.observation, NOW);
+    s.plan.shift = None;
+    s.plan.regrow = None;
+    s.plan.shrink.clear();
+    assert_eq!(check(&s.rollout, &s.observation, &s.plan), Vec::new());
+    s
+}
+
+#[test]
+fn stable_makes_room_only_as_far_as_its_share_allows() {
+    let lower = |pods| vec![Shrink::To(revision("old"), pods)];
+    let mut s = swapping();
+    // 90 % of a model of three pods needs all three.
+    s.plan.shrink = lower(3);
+    assert_eq!(check(&s.rollout, &s.observation, &s.plan), Vec::new());
+    s.plan.shrink = lower(2);
+    s.breaks("C1");
+    s.plan.shrink = lower(3);
+    s.rollout.capacity = Capacity::Surge;
+    s.breaks("C2");
+
+    let mut unready = swapping();
+    unready.observation.workloads.get_mut(&revision("old")).unwrap().ready_endpoints = 2;
+    unready.plan.shrink = lower(3);
+    unready.breaks("C1");
+
+    let mut autoscaled = swapping();
+    autoscaled.observation.workloads.get_mut(&revision("old")).unwrap().autoscaled = true;
+    autoscaled.plan.shrink = lower(3);
+    autoscaled.breaks("C6");
+
+    let mut fp16 = swapping();
+    fp16.plan.shrink = vec![Shrink::To(revision("fp"), 2)];
+    fp16.breaks("C2");
+}
+
+#[test]
+fn stable_gets_back_what_its_pods_carry_and_grows_back_upward() {
+    let mut s = swapping();
+    s.observation.workloads.get_mut(&revision("old")).unwrap().replicas = Some(2);
+    s.write(&[("old", 100), ("good", 0), ("fp", 0)], |_| {});
+    s.breaks("C4");
+    s.write(&[("fp", 100), ("good", 0), ("old", 0)], |_| {});
+    assert_eq!(check(&s.rollout, &s.observation, &s.plan), Vec::new());
+    s.plan.regrow = Some((revision("old"), 1));
+    s.breaks("C2");
+    s.plan.regrow = Some((revision("fp"), 9));
+    s.breaks("C2");
 }

@@ -7,7 +7,7 @@ mod world;
 use bitnet_core::{
     Span, Time,
     check::check,
-    model::{DeletionPolicy, RouteTarget},
+    model::{Capacity, DeletionPolicy, RouteTarget},
     observation::{Verb, VerbRequest},
     plan::{Plan, State, plan},
     report::{Phase, Reason},
@@ -42,7 +42,7 @@ enum Happening {
 }
 
 /// Strategies that a rollout is given, also in the middle of another.
-const STRATEGIES: usize = 7;
+const STRATEGIES: usize = 9;
 
 fn strategy(n: usize) -> bitnet_core::model::Strategy {
     match n {
@@ -52,6 +52,8 @@ fn strategy(n: usize) -> bitnet_core::model::Strategy {
         3 => blue_green(true, Some("preview.example")),
         4 => ab_test("10:40", &["promote"]),
         5 => ab_test("50:30", &["header", "match"]),
+        6 => canary("5:10:pods=1,30:10:pods=2:match,50:10"),
+        7 => canary("10:10:pods=1:pause,50:10:pods=2"),
         _ => blue_green(false, None),
     }
 }
@@ -83,6 +85,7 @@ fn start(own: bool, seed: u64) -> World {
     if own {
         spec.route = RouteTarget::Own { gateway: "gw".into(), hostnames: Vec::new() };
     }
+    spec.capacity = if seed.is_multiple_of(3) { Capacity::Swap } else { Capacity::Surge };
     spec.guard = seed.is_multiple_of(2).then(|| guard(10)).flatten();
     let mut world = World::new(spec, seed);
     let behaviours = [
@@ -245,6 +248,9 @@ proptest! {
         prop_assert_eq!(world.weight(&ledger.stable), 100);
         prop_assert!(world.ready(&ledger.stable) > 0);
         prop_assert!(world.ready(&world.rollout.baseline.revision) > 0, "fp16 is warm");
+        if world.rollout.capacity == Capacity::Swap && ledger.stable != world.rollout.baseline.revision {
+            prop_assert!(world.deployments[&ledger.stable].replicas >= world.rollout.model.replicas, "its pods are back");
+        }
         if last.report.phase == Phase::Serving {
             prop_assert_eq!(&ledger.stable, &world.rollout.model.revision);
         }

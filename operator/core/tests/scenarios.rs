@@ -2,13 +2,14 @@
 //!
 //! A script is a list of lines (`#` begins a comment):
 //! ```text
-//! given replicas=2 steps=5:20,10:20 traffic=20 route=own …   the rollout, before it starts
+//! given replicas=2 steps=5:20:pods=1,10:20:match traffic=20 route=own …   the rollout, before it starts
 //! worker NAME cosine=.8 tail=.2 errors=.5 ready=60 …         what the pods of a revision do
 //! model NAME · baseline NAME · replicas N · steps …          edits of the spec
 //! evidence-steps … · bluegreen [auto|manual] [host=NAME]      the same: pace by evidence, another strategy
 //! abtest WEIGHT:SECONDS [promote] [header] [match] [nometric] an A/B test (cookie, conversion and report by default)
 //! guard SECONDS                                              the guard looks so often (0: it is off)
 //! newcomers N · lost SHARE · rules gone|altered               users per second, of the candidate's the lost, the derived rules
+//! given capacity=swap room=4                                stable's pods make room; places for pods that are not fp16's
 //! set deadline=60 min-samples=100 …                          edits of the gate
 //! pause on|off · delete · verb VERB [BY] [stale]
 //! kill NAME · down NAME · up NAME · hand NAME=W NAME=W       things that happen
@@ -29,7 +30,7 @@ mod world;
 use bitnet_core::{
     Span, Time,
     evidence::{OnInconclusive, OnNoTraffic},
-    model::{DeletionPolicy, Revision, RouteTarget},
+    model::{Capacity, DeletionPolicy, Revision, RouteTarget},
     observation::{Preview, Verb, VerbRequest},
     plan::{Plan, PreviewWrite, RouteWrite, Shrink},
     report::Reason,
@@ -84,6 +85,9 @@ impl Runner {
     }
 
     fn record(&mut self, plan: &Plan) {
+        if let Some((revision, n)) = &plan.regrow {
+            self.say(&format!("  regrow {} to {n}", short(&revision.0)));
+        }
         for grow in &plan.grow {
             let n = grow.replicas.map_or("as it is".into(), |n| n.to_string());
             self.say(&format!("  grow {} to {n}", short(&grow.serving.revision.0)));
@@ -186,7 +190,7 @@ impl Runner {
             ("rules", _) => {
                 let detours = self.world.route.as_ref().map(|r| r.detours.clone()).unwrap_or_default();
                 let names: Vec<_> = detours.rules.iter().map(|rule| rule.name.as_str()).collect();
-                if detours.mark.is_none() { "none".into() } else { names.join(",") }
+                if detours == bitnet_core::observation::Detours::default() { "none".into() } else { names.join(",") }
             }
             ("service", _) => self.world.baseline_service.to_string(),
             ("preview", _) => match &self.world.preview {
@@ -321,6 +325,8 @@ impl Runner {
                     _ => OnInconclusive::Hold,
                 }
             }
+            "capacity" => rollout.capacity = if value == "swap" { Capacity::Swap } else { Capacity::Surge },
+            "room" => self.world.room = value.parse().unwrap(),
             "notraffic" if value == "hold" => rollout.gate.on_no_traffic = OnNoTraffic::Hold,
             other => panic!("no setting {other:?}"),
         }

@@ -127,7 +127,12 @@ pub fn render(config: &Config, rollout: &Rollout, world: &World, plan: &Plan) ->
     };
     Objects {
         finalizer: (plan.finalizer && !world.observation.finalizer).then(|| finalizer(rollout, world, true)),
-        grow: plan.grow.iter().flat_map(|grow| grow_writes(config, rollout, world, grow, &owner)).collect(),
+        grow: plan
+            .grow
+            .iter()
+            .flat_map(|grow| grow_writes(config, rollout, world, grow, &owner))
+            .chain(plan.regrow.iter().filter_map(|(revision, replicas)| regrow_write(world, revision, *replicas)))
+            .collect(),
         shift: plan.shift.as_ref().map(|shift| http_route::render(rollout, world, shift, &owner)),
         preview: plan.preview.as_ref().and_then(|write| preview::render(rollout, world, write, &owner)),
         record: plan
@@ -205,6 +210,13 @@ fn grow_writes(
     let baseline = (grow.baseline && !world.services.contains_key(&baseline))
         .then(|| create(Kind::Service, &baseline, &service::baseline(rollout, owner)));
     [service, baseline, deployment].into_iter().flatten()
+}
+
+/// Only what exists comes back: a Deployment that somebody deleted is not made again from memory.
+fn regrow_write(world: &World, revision: &Revision, replicas: u32) -> Option<Write> {
+    let found = world.deployments.get(revision.as_str())?;
+    let has = found.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    (i64::from(has) < i64::from(replicas)).then(|| scale(revision, &found.metadata, replicas))
 }
 
 fn shrink_writes(rollout: &Rollout, world: &World, shrink: &Shrink) -> Vec<Write> {

@@ -77,8 +77,7 @@ fn not_a_number(dir: &Path) -> Result<()> {
 /// Whole answers and streams come from fp16, complete, and say why.
 async fn all_by_fp16(stand: &Stand, fp16: &str) -> Result<()> {
     let config = stand.traffic_config()?;
-    let client =
-        reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(Duration::from_secs(10)).build()?;
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(Duration::from_secs(10)).build()?;
     for i in 0..20 {
         let stream = i % 2 == 1;
         let prompt = &config.prompts[i % config.prompts.len()];

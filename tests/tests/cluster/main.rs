@@ -14,6 +14,7 @@ mod kill;
 mod operator;
 mod shadow;
 mod stand;
+mod steps;
 
 use e2e::{
     cluster::{Cluster, Config, Progress, cache_dir},
@@ -119,6 +120,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(canary::a_killed_pod_is_seen_by_the_driver),
         trial!(canary::identical_models_are_promoted),
         trial!(canary::healthy_is_promoted_damaged_is_rolled_back),
+        trial!(steps::pods_and_headers_of_a_step),
         trial!(blue_green::nobody_meets_a_damaged_model_and_both_ways_cost_nothing),
         trial!(ab_test::a_user_stays_with_one_arm),
         trial!(fallback::a_request_that_the_model_fails_is_answered_by_fp16),

@@ -5,7 +5,6 @@
 // Printer columns repeat `type_ = "string"`.
 #![allow(clippy::duplicated_attributes)]
 
-mod later;
 mod quality_gate;
 
 #[cfg(feature = "crd")]
@@ -23,7 +22,6 @@ mod schema;
 #[cfg(feature = "crd")]
 mod strategy;
 
-pub use later::Later;
 pub use quality_gate::*;
 
 #[cfg(feature = "crd")]

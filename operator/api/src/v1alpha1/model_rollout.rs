@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
         .message("metadata.name must be a DNS label that begins with a letter and has at most 52 characters: names of revisions are made from it"),
     validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.stable) || self.spec.route == oldSelf.spec.route")
         .message("spec.route cannot change once a model serves through it: delete the rollout and create it again"),
+    validation = Rule::new("self.spec.capacity == oldSelf.spec.capacity || !has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase in ['Pending', 'Serving', 'RolledBack']")
+        .message("spec.capacity cannot change while a candidate is on its way: stable's pods may have made room for it"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.step.position"),
     printcolumn(name = "Weight", type_ = "integer", json_path = ".status.step.weight"),
@@ -41,8 +43,12 @@ use serde::{Deserialize, Serialize};
         .message("the baseline is the last tier: it has no fallback").field_path(".baseline.serving"),
     validation = Rule::new("has(self.gate) != has(self.gateSpec)")
         .message("exactly one of gate and gateSpec must be given"),
-    validation = Rule::new("self.capacity != 'swap'")
-        .message("capacity: swap has not landed yet; use surge").field_path(".capacity"),
+    validation = Rule::new("!has(self.strategy) || !has(self.strategy.canary) || !has(self.strategy.canary.steps) || self.strategy.canary.steps.filter(s, has(s.weight)).all(s, !has(s.replicas) || (s.replicas <= (has(self.model.replicas) ? self.model.replicas : 1) && s.replicas * 100 >= s.weight * (has(self.model.replicas) ? self.model.replicas : 1)))")
+        .message("replicas of a step must be enough for its weight (model.replicas * weight / 100) and at most model.replicas").field_path(".strategy"),
+    validation = Rule::new("!has(self.strategy) || !has(self.strategy.canary) || !has(self.strategy.canary.steps) || self.strategy.canary.steps.filter(s, has(s.weight)).map(s, has(s.replicas) ? s.replicas : (has(self.model.replicas) ? self.model.replicas : 1)).isSorted()")
+        .message("replicas must not fall from step to step: a step without them has all").field_path(".strategy"),
+    validation = Rule::new("self.capacity != 'swap' || !has(self.strategy) || has(self.strategy.canary)")
+        .message("capacity: swap needs a canary: blueGreen and abTest need both models whole").field_path(".capacity"),
     validation = Rule::new("duration(self.scaleDownDelay) <= duration('168h')")
         .message("scaleDownDelay must be at most 168h").field_path(".scaleDownDelay"),
     validation = Rule::new("duration(self.progressDeadline) >= duration('10s') && duration(self.progressDeadline) <= duration('168h')")
@@ -271,7 +277,8 @@ pub enum Capacity {
     /// In addition to those that serve.
     #[default]
     Surge,
-    /// In place of some of those that serve (has not landed).
+    /// Pods of the stable model make room for them as its share falls; those of fp16 never do. For canaries. Traffic that
+    /// comes back goes to fp16 until the stable model's pods are back.
     Swap,
 }
 

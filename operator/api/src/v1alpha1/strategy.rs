@@ -1,4 +1,4 @@
-use super::{AbTestSpec, Later};
+use super::{AbTestSpec, MatchSpec};
 use crate::units::Duration;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -58,6 +58,10 @@ pub struct BlueGreenSpec {
         .message("stepDuration sets the pace by time: leave it out with pace: evidence").field_path(".stepDuration"),
     validation = Rule::new("!has(self.pace) || self.pace == 'time' || !has(self.steps) || self.steps.all(s, !has(s.duration))")
         .message("duration sets the pace by time: leave it out with pace: evidence").field_path(".steps"),
+    validation = Rule::new("!has(self.pace) || self.pace == 'time' || !has(self.steps) || self.steps.all(s, !has(s.match))")
+        .message("a step with a match has no live comparison to set its pace: use pace: time").field_path(".steps"),
+    validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.weight)).all(s, !has(s.match) || self.steps.exists(t, has(t.weight) && t.weight > s.weight))")
+        .message("the last step has no match: live errors and latency are compared there").field_path(".steps"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CanarySpec {
@@ -101,9 +105,10 @@ pub enum Pace {
         .message("duration belongs to a weight: a pause ends with `promote`").field_path(".duration"),
     validation = Rule::new("!has(self.duration) || duration(self.duration) <= duration('168h')")
         .message("duration must be at most 168h").field_path(".duration"),
-    validation = Rule::new("!has(self.replicas)")
-        .message("replicas of a step has not landed yet: candidates start with all of their replicas").field_path(".replicas"),
-    validation = Rule::new("!has(self.match)").message("match of a step has not landed yet").field_path(".match"),
+    validation = Rule::new("!has(self.replicas) || has(self.weight)")
+        .message("replicas belongs to a weight: a pause keeps the pods of the step before it").field_path(".replicas"),
+    validation = Rule::new("!has(self.match) || has(self.weight)")
+        .message("match belongs to a weight: a pause keeps the rule of the step before it").field_path(".match"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct StepSpec {
@@ -117,13 +122,15 @@ pub struct StepSpec {
     /// Wait at the weight of the step before until the verb `promote`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseSpec>,
-    /// Pods of the candidate at this step (has not landed).
-    #[schemars(range(min = 0, max = 1000))]
+    /// Pods of the candidate at this step: enough for its weight, at most all, and not fewer than at the step before. They
+    /// are ready before the weight comes. Default: all. They do not apply where an autoscaler owns the candidate's replicas.
+    #[schemars(range(min = 1, max = 1000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
-    /// Requests that go to the candidate (has not landed).
+    /// Requests that go to the candidate at this step, beside the weight's share of the others. Live errors and latency are
+    /// not compared at such a step (the arms serve different requests), so it is not the last one.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "match")]
-    pub matches: Option<Later>,
+    pub matches: Option<MatchSpec>,
 }
 
 /// A pause without end, written `{}`.

@@ -21,7 +21,7 @@ pub(super) fn ab_test(spec: &AbTestSpec) -> Result<AbTest, Refusal> {
         None => DURATION,
     };
     Ok(AbTest {
-        split: [CanaryStep { weight, duration, pause: false }],
+        split: [CanaryStep::plain(weight, duration)],
         matches: match &spec.matches {
             Some(matches) => headers(&format!("{field}.match.headers"), matches)?,
             None => Vec::new(),
@@ -38,7 +38,7 @@ pub(super) fn ab_test(spec: &AbTestSpec) -> Result<AbTest, Refusal> {
     })
 }
 
-fn headers(field: &str, spec: &MatchSpec) -> Result<Vec<HeaderMatch>, Refusal> {
+pub(super) fn headers(field: &str, spec: &MatchSpec) -> Result<Vec<HeaderMatch>, Refusal> {
     let all = &spec.headers;
     let printable = |text: &str| (1..=1024).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b));
     if !(1..=8).contains(&all.len()) || !all.iter().all(|h| is_token(&h.name, b"-") && printable(&h.value)) {

@@ -65,8 +65,13 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
             "set it to fp16 or auto",
         ));
     }
-    if spec.capacity == Capacity::Swap {
-        return Err(Refusal::not_landed("spec.capacity", "set it to surge"));
+    let whole = spec.strategy.as_ref().is_some_and(|strategy| strategy.canary.is_none());
+    if spec.capacity == Capacity::Swap && whole {
+        return Err(Refusal::invalid(
+            "spec.capacity",
+            "blueGreen and abTest need both models whole",
+            "set it to surge, or use a canary",
+        ));
     }
     if spec.baseline.serving.as_ref().is_some_and(|serving| serving.fallback.is_some()) {
         return Err(Refusal::invalid(
@@ -78,7 +83,7 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
     let baseline = arm(name, "spec.baseline", &spec.baseline, Precision::Fp16, pools)?;
     let model = arm(name, "spec.model", &spec.model, Precision::Auto, pools)?;
     let route = route(&spec.route)?;
-    let strategy = strategy::strategy(spec.strategy.as_ref())?;
+    let strategy = strategy::strategy(spec.strategy.as_ref(), model.replicas)?;
     let gate = gate::chosen_gate(name, spec, gate)?;
     Ok(Rollout {
         namespace,
@@ -95,6 +100,10 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
         gate,
         scale_down_delay: span("spec.scaleDownDelay", &spec.scale_down_delay, 0, 168 * HOUR)?,
         progress_deadline: span("spec.progressDeadline", &spec.progress_deadline, 10_000, 168 * HOUR)?,
+        capacity: match spec.capacity {
+            Capacity::Surge => model::Capacity::Surge,
+            Capacity::Swap => model::Capacity::Swap,
+        },
         deletion_policy: match spec.deletion_policy {
             DeletionPolicy::Delete => model::DeletionPolicy::Delete,
             DeletionPolicy::Orphan => model::DeletionPolicy::Orphan,

@@ -159,7 +159,7 @@ impl Evidence {
 
     /// Errors and latency of live requests, tested with what history knew before this tick.
     fn step_live(&mut self, rules: &Rules, gate: &Gate, tick: &Tick, arms: Option<Arms>, generations: Option<Counts>) {
-        let weighted = tick.weight.is_some_and(|w| (1..100).contains(&w));
+        let weighted = !tick.chosen && tick.weight.is_some_and(|w| (1..100).contains(&w));
         let arms = arms.filter(|_| weighted);
         let counts = match generations {
             Some(counts) => Some((counts, true)),

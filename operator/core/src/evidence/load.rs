@@ -9,10 +9,10 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// `None` where the weight is not known for the whole tick, or an arm has no ready pod.
+    /// `None` where the weight is not known for the whole tick or says less than all, or an arm has no ready pod.
     pub(super) fn of(tick: &Tick) -> Option<Self> {
         let weight = u64::from(tick.weight?);
-        if weight > 100 || tick.ready_candidate == 0 || tick.ready_stable == 0 {
+        if weight > 100 || tick.chosen || tick.ready_candidate == 0 || tick.ready_stable == 0 {
             return None;
         }
         Some(Self {

@@ -216,6 +216,9 @@ pub struct Tick {
     /// The candidate's weight in force during the whole interval, `None` if it changed in it or is not confirmed yet:
     /// then live counts are left out.
     pub weight: Option<u32>,
+    /// Some requests came to the candidate for what they are and not by lot, so the arms serve different requests: live
+    /// counts serve the tripwire alone.
+    pub chosen: bool,
     /// Counts the weight changes of the attempt: a new value drops open blocks and the tripwire's window.
     pub weight_change: u32,
     /// This is the last step below 100 (live latency PR counts only there).

@@ -172,8 +172,7 @@ pub(super) fn advance(d: &mut Draft<'_>) -> bool {
         say_step(d, Phase::Progressing, Reason::Preflight, "quality must be proven before a user meets it");
         return false;
     }
-    if let Some(needed) = detours::too_many(&d.view, test) {
-        let text = format!("the test needs {needed} rules beside yours, and an HTTPRoute has at most 16: remove some");
+    if let Some(text) = detours::no_room(&d.view, detours::needed(&d.view, test)) {
         let name = super::route::route_name(d);
         d.say(Phase::Holding, note(Reason::RuleMissing, format!("HTTPRoute {name}"), text));
         return false;

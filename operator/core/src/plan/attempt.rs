@@ -49,7 +49,7 @@ pub(super) fn keep(d: &mut Draft<'_>) {
     let baseline = d.view.baseline.clone();
     let same = |a: &Attempt| a.candidate == model && a.number == number && a.against == baseline;
     if !d.plan.state.attempt.as_ref().is_some_and(same) {
-        let begins = d.view.full(&d.view.rollout.model) || d.trial_weight() > 0;
+        let begins = d.view.staffed() || d.trial_weight() > 0;
         let last_tick = Time(d.now().0.saturating_sub(d.view.rollout.gate.interval.0.max(0)));
         d.state().attempt = begins.then(|| Attempt::begin(model, number, baseline, last_tick));
         if begins {
@@ -296,6 +296,9 @@ fn tick(d: &Draft<'_>, attempt: &Attempt, sample: &Sample, probes: Option<Probes
         number: attempt.tick,
         at,
         weight: in_force.then_some(weight),
+        chosen: matches!(view.rollout.strategy, Strategy::Canary(_))
+            && index > 0
+            && steps.get(here).is_some_and(|s| !s.matches.is_empty()),
         weight_change: view.ledger().map_or(0, |l| l.epoch) as u32,
         last_step: index >= steps.len() && weight > 0,
         until_last_step: Span(if index >= steps.len() { 0 } else { until_last }),

@@ -1,6 +1,7 @@
 //! The way up: from weight 0 through the steps to the promotion, and the deadlines that end it.
 
 use super::{
+    detours,
     draft::{Draft, Waiting, note, since},
     route,
     verdict::{self, BY_DEADLINE, BY_GATE, Fall},
@@ -137,11 +138,24 @@ pub(super) fn advance(d: &mut Draft<'_>) -> bool {
     let weight = d.trial_weight();
     let index = if weight == 0 { 0 } else { d.view.step_at(weight) };
     let Some(next) = steps.get(index) else {
-        let missing = d.plan.assessment.as_ref().map(|a| a.missing.join("; ")).unwrap_or_default();
-        say_step(d, Phase::Progressing, Reason::Step, &format!("promotion waits for: {missing}"));
+        match d.plan.assessment.as_ref().map(|a| a.missing.join("; ")).filter(|missing| !missing.is_empty()) {
+            Some(missing) => {
+                say_step(d, Phase::Progressing, Reason::Step, &format!("promotion waits for: {missing}"));
+            }
+            None => recruit(d, index, "the promotion"),
+        }
         return false;
     };
-    if !d.view.carries(&d.view.rollout.model, next.weight) || d.view.barred(d.view.model()) {
+    if d.view.barred(d.view.model()) {
+        return false;
+    }
+    if !d.view.ready_for(index) {
+        recruit(d, index, &format!("{} %", next.weight));
+        return false;
+    }
+    if let Some(text) = detours::no_room(&d.view, usize::from(!next.matches.is_empty())) {
+        let name = route::route_name(d);
+        d.say(Phase::Holding, note(Reason::RuleMissing, format!("HTTPRoute {name}"), text));
         return false;
     }
     let Some(anchor) = d.view.anchor() else { return false };
@@ -155,6 +169,15 @@ pub(super) fn advance(d: &mut Draft<'_>) -> bool {
     d.event(false, Reason::Step, format!("Deployment {model}"), text.clone());
     d.say(Phase::Progressing, note(Reason::Step, format!("Deployment {model}"), text));
     true
+}
+
+/// The next weight may come, but for the pods that it needs: they come first.
+fn recruit(d: &mut Draft<'_>, index: usize, what: &str) {
+    let pods = d.view.pods_at(index);
+    d.recruits = Some(pods);
+    let problems = d.view.problems(d.view.model());
+    let text = format!("{what} waits for {pods} ready pods: {problems}");
+    say_step(d, Phase::Progressing, Reason::CandidateNotReady, &text);
 }
 
 /// What every raise, switch and promotion waits for, whatever the strategy; `None`: nothing of it.
@@ -171,6 +194,11 @@ pub(super) fn halted(d: &Draft<'_>) -> Option<Block> {
         return Some(Block::Quiet);
     }
     if d.by_hand || !route::at_home(d) {
+        return Some(Block::Quiet);
+    }
+    // Beside fp16 in stable's place there is nothing to compare with: it waits until stable is back.
+    let stable = d.view.ledger().map(|l| &l.stable);
+    if !d.switched() && d.view.anchor().as_ref() != stable {
         return Some(Block::Quiet);
     }
     // No evidence is no success.
@@ -283,8 +311,8 @@ pub(super) fn exposure_bound(d: &Draft<'_>) -> Option<(u64, u64)> {
 /// first one the first.
 fn current_step(d: &Draft<'_>, weight: u32) -> CanaryStep {
     let steps = d.view.steps();
-    let none = CanaryStep { weight, duration: Span(0), pause: false };
-    steps.get(d.view.step_at(weight).saturating_sub(1)).copied().unwrap_or(none)
+    let step = steps.get(d.view.step_at(weight).saturating_sub(1)).cloned();
+    step.unwrap_or_else(|| CanaryStep::plain(weight, Span(0)))
 }
 
 pub(super) fn say_step(d: &mut Draft<'_>, phase: Phase, reason: Reason, text: &str) {
@@ -312,7 +340,7 @@ pub(super) fn start(d: &mut Draft<'_>) -> bool {
     if model == d.view.baseline {
         return to_baseline(d, anchor);
     }
-    if anchor != ledger.stable || !d.view.full(&d.view.rollout.model) || !d.confirmed() {
+    if anchor != ledger.stable || !d.view.staffed() || !d.confirmed() {
         return false;
     }
     let number = ledger.attempt.saturating_add(1);
@@ -351,8 +379,11 @@ fn to_baseline(d: &mut Draft<'_>, anchor: Revision) -> bool {
 /// A new candidate's pods may come: traffic is at home, fp16 is up, and the pods of what was superseded are gone.
 pub(super) fn may_come(d: &Draft<'_>) -> bool {
     let gone = |r: &&Revision| d.view.workload(r).is_some_and(|w| w.replicas.unwrap_or(0) == 0 || w.autoscaled);
+    // Pods that made room come back before the next ones ask for it.
+    let whole = d.view.swapped().is_none_or(|stable| d.view.weight(stable) == 100);
     d.standing() == Some(Standing::Next)
         && !d.paused()
+        && whole
         && d.view.baseline == d.view.rollout.baseline.revision
         && d.view.serves(&d.view.baseline)
         && route::at_home(d)
@@ -363,11 +394,11 @@ pub(super) fn may_come(d: &Draft<'_>) -> bool {
 pub(super) fn waits(d: &Draft<'_>) -> Option<Waiting> {
     let object = |r: &Revision| format!("Deployment {r}");
     let model = d.view.model();
-    let candidate = || {
+    let candidate = |wanted: u32| {
         Some(Waiting {
             reason: Reason::CandidateNotReady,
             object: object(model),
-            message: format!("{} (of {} wanted)", d.view.problems(model), d.view.wanted(&d.view.rollout.model)),
+            message: format!("{} (of {} wanted)", d.view.problems(model), wanted),
         })
     };
     if let Some(route) = d.view.route()
@@ -384,14 +415,20 @@ pub(super) fn waits(d: &Draft<'_>) -> Option<Waiting> {
         });
     }
     match d.standing()? {
-        Standing::Next if may_come(d) && *model != d.view.baseline && !d.view.full(&d.view.rollout.model) => {
-            candidate()
-        }
+        Standing::Next if may_come(d) && *model != d.view.baseline && !d.view.staffed() => candidate(d.view.posted()),
         Standing::Trial => {
             let running = d.plan.state.attempt.as_ref();
-            let full = d.view.full(&d.view.rollout.model);
             let stalled = running.is_none() || d.trial_weight() == 0 && running.is_some_and(|a| a.mismatch.is_none());
-            (stalled && !full).then(candidate).flatten()
+            // More pods than its step has are there for the next one.
+            let asked = d.view.workload(model).filter(|w| !w.autoscaled).and_then(|w| w.replicas).unwrap_or(0);
+            let more = d.view.staged() && asked > d.view.posted() && d.view.endpoints(model) < asked;
+            if stalled && !d.view.staffed() {
+                candidate(d.view.posted())
+            } else if more {
+                candidate(asked)
+            } else {
+                None
+            }
         }
         _ => None,
     }

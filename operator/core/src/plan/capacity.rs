@@ -3,11 +3,12 @@
 use super::{
     Grow, Shrink, canary,
     draft::Draft,
+    route,
     view::{DRAIN, Standing},
 };
 use crate::{
     Span,
-    model::{Revision, Serving},
+    model::{Revision, Serving, Strategy},
 };
 
 /// What must exist: fp16 always, the spec's model while it serves or is on trial.
@@ -17,7 +18,7 @@ pub(super) fn grow(d: &mut Draft<'_>) {
     }
     let rollout = d.view.rollout;
     if baseline_may_come(d) {
-        need(d, &rollout.baseline, true);
+        need(d, &rollout.baseline, rollout.baseline.replicas, true);
     }
     if rollout.model.revision == rollout.baseline.revision {
         return;
@@ -30,8 +31,42 @@ pub(super) fn grow(d: &mut Draft<'_>) {
     // A verdict in this very plan may have ended it.
     let latched = d.plan.state.seen.as_ref().and_then(|s| s.rollback_of.as_ref());
     if comes && latched.is_none_or(|(r, _)| *r != rollout.model.revision) {
-        need(d, &rollout.model, false);
+        let replicas = d.view.posted().max(d.recruits.unwrap_or(0));
+        need(d, &rollout.model, replicas, false);
     }
+}
+
+/// Stable's pods that made room come back when its share rises again: all of them without a candidate.
+pub(super) fn regrow(d: &mut Draft<'_>) {
+    let Some(stable) = d.view.swapped().cloned().filter(|_| !d.view.obs.namespace_terminating) else { return };
+    let replicas = d.view.need(100 - d.trial_weight().min(100));
+    let has = d.view.workload(&stable).and_then(|w| w.replicas).unwrap_or(0);
+    if has < replicas {
+        d.plan.regrow = Some((stable, replicas));
+    }
+}
+
+/// Stable's pods that its share does not need any more make room for the candidate's. As many are ready as it needs, now
+/// and afterwards (those that are not ready go first).
+fn made_room(d: &Draft<'_>) -> Option<Shrink> {
+    let stable = d.view.swapped()?;
+    let weight = d.trial_weight();
+    if d.standing() != Some(Standing::Trial)
+        || !matches!(d.view.rollout.strategy, Strategy::Canary(_))
+        || !route::at_home(d)
+    {
+        return None;
+    }
+    if weight == 0 {
+        // Back at 0 (a tripped wire): what later steps brought gives stable's pods their places back.
+        let (model, posted) = (d.view.model(), d.view.posted());
+        let w = d.view.workload(model).filter(|w| !w.autoscaled)?;
+        let waits = d.view.endpoints(stable) < d.view.need(100);
+        return (waits && w.replicas? > posted).then(|| Shrink::To(model.clone(), posted));
+    }
+    let needed = d.view.need(100 - weight.min(100));
+    let w = d.view.workload(stable)?;
+    (w.replicas? > needed && w.ready_endpoints >= needed).then(|| Shrink::To(stable.clone(), needed))
 }
 
 /// fp16 comes first and stays; another one waits for the end of a running trial.
@@ -39,8 +74,8 @@ fn baseline_may_come(d: &Draft<'_>) -> bool {
     d.view.baseline == d.view.rollout.baseline.revision || !super::baseline::edit_waits(d)
 }
 
-fn need(d: &mut Draft<'_>, serving: &Serving, baseline: bool) {
-    let replicas = serving.replicas.max(1);
+fn need(d: &mut Draft<'_>, serving: &Serving, replicas: u32, baseline: bool) {
+    let replicas = replicas.max(1);
     let workload = d.view.workload(&serving.revision);
     let number = match workload {
         Some(w) if w.autoscaled && w.replicas.is_some() => None,
@@ -60,7 +95,9 @@ pub(super) fn shrink(d: &mut Draft<'_>) {
     if d.plan.shift.is_some() || d.by_hand {
         return;
     }
-    let rolled_back = matches!(d.standing(), Some(Standing::Latched))
+    // Held, the candidate's pods stay, but where stable's made room for them.
+    let yields = d.standing() == Some(Standing::Held) && d.view.swapped().is_some();
+    let rolled_back = (yields || d.standing() == Some(Standing::Latched))
         .then_some(d.view.model())
         .or(ledger
             .candidate
@@ -84,6 +121,7 @@ pub(super) fn shrink(d: &mut Draft<'_>) {
         }
     }
     shrinks.extend(lowered(d));
+    shrinks.extend(made_room(d));
     if shrinks.is_empty() {
         return;
     }

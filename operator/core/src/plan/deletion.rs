@@ -51,14 +51,14 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
     }
     // The route stays on the revision that serves: it alone is listed, and it outlives us. Where none may take all of
     // the traffic the weights stay as they are.
-    let on = d.view.anchor().or_else(|| heaviest(d));
+    let on = d.view.home(100).or_else(|| heaviest(d));
     let Some(on) = on else {
         d.plan.shift = Some(RouteWrite::Release);
         released(d, object, "the route is let go as it is: no revision of ours is in it");
         return;
     };
     let alone = d.view.weights().len() == 1 && d.view.weight(&on) == 100;
-    if !alone && d.view.anchor().as_ref() == Some(&on) {
+    if !alone && d.view.home(100).as_ref() == Some(&on) {
         let weights = [(on.clone(), 100)];
         let Some(old) = d.view.ledger() else { return };
         let mut ledger = old.clone();

@@ -1,4 +1,4 @@
-//! What the route must do beside the weights: nothing, but in an A/B test. A pure function of the ledger and the weights
+//! What the route must do beside the weights: nothing, but in an A/B test and at a canary's step with a match. A pure function of the ledger and the weights
 //! of a write, so that a lost status or an edit by hand is seen and put right.
 
 use super::view::View;
@@ -7,6 +7,8 @@ use crate::{
     observation::{Detour, Detours, Ledger},
 };
 
+/// Name of the rule for requests that go to the candidate for their headers.
+const CHOSEN: &str = "candidate";
 /// Version of the mark's form.
 const FORM: u32 = 1;
 
@@ -21,6 +23,13 @@ pub(super) fn wanted(view: &View<'_>, ledger: &Ledger, weights: &[(Revision, u32
         (Strategy::AbTest(test), Some((stable, _))) if on_trial && !fallen && serving.len() == 2 => {
             let weight = serving.iter().find(|(r, _)| r == model).map_or(0, |(_, weight)| *weight);
             split(test, &view.rollout.uid, [stable, model], weight, ledger.attempt)
+        }
+        (Strategy::Canary(_), Some(_)) if on_trial && !fallen && serving.len() == 2 => {
+            let weight = serving.iter().find(|(r, _)| r == model).map_or(0, |(_, weight)| *weight);
+            let step = view.step_at(weight).checked_sub(1).and_then(|i| view.steps().get(i));
+            let headers = step.map(|s| s.matches.clone()).unwrap_or_default();
+            let rule = (!headers.is_empty()).then(|| Detour { name: CHOSEN.into(), headers, to: Some(model.clone()) });
+            Detours { mark: None, rules: rule.into_iter().collect() }
         }
         _ => Detours::default(),
     }
@@ -38,7 +47,7 @@ fn split(test: &AbTest, uid: &str, [stable, model]: [&Revision; 2], weight: u32,
         rules.push(Detour { name: "split".into(), headers: test.matches.clone(), to: None });
     }
     if let Stickiness::Cookie(cookie) = &test.stickiness {
-        for (name, to) in [("candidate", model), ("stable", stable)] {
+        for (name, to) in [(CHOSEN, model), ("stable", stable)] {
             let headers = test.matches.iter().cloned().chain([carries(cookie, to)]).collect();
             rules.push(Detour { name: name.into(), headers, to: Some(to.clone()) });
         }
@@ -59,10 +68,17 @@ pub(super) fn in_order(view: &View<'_>) -> bool {
     route.detours == wanted(view, ledger, &weights)
 }
 
-/// Rules that an A/B test needs and the route has no room for; `None`: it fits.
-pub(super) fn too_many(view: &View<'_>, test: &AbTest) -> Option<usize> {
+/// Rules that an A/B test needs.
+pub(super) fn needed(view: &View<'_>, test: &AbTest) -> usize {
+    split(test, "", [view.model(), view.model()], 1, 1).rules.len()
+}
+
+/// Why so many rules beside the user's do not fit into the route; `None`: they do.
+pub(super) fn no_room(view: &View<'_>, needed: usize) -> Option<String> {
     let route = view.route()?;
-    let needed = split(test, "", [view.model(), view.model()], 1, 1).rules.len();
     let room = route.spare_rules as usize + route.detours.rules.len();
-    (needed > room).then_some(needed)
+    (needed > room).then(|| {
+        let rules = if needed == 1 { "1 rule".to_owned() } else { format!("{needed} rules") };
+        format!("{rules} beside yours would not fit, an HTTPRoute has at most 16: remove some")
+    })
 }

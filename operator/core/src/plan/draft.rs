@@ -29,6 +29,8 @@ pub(super) struct Draft<'a> {
     pub(super) waiting: Option<Waiting>,
     /// A verb of this plan that asks for a write.
     pub(super) asked: Option<VerbRequest>,
+    /// Pods that the candidate needs for what comes next.
+    pub(super) recruits: Option<u32>,
 }
 
 /// Waiting for cluster objects: the clock of `progressDeadline` runs.
@@ -45,6 +47,7 @@ impl<'a> Draft<'a> {
         let plan = Plan {
             finalizer: true,
             grow: Vec::new(),
+            regrow: None,
             shift: None,
             record: None,
             preview: None,
@@ -60,7 +63,7 @@ impl<'a> Draft<'a> {
             report: Report { phase: Phase::Pending, headline, notes: Vec::new() },
             requeue_after: HEARTBEAT,
         };
-        Self { view, plan, said: false, ticked: false, by_hand: false, waiting: None, asked: None }
+        Self { view, plan, said: false, ticked: false, by_hand: false, waiting: None, asked: None, recruits: None }
     }
 
     pub(super) fn state(&mut self) -> &mut State {

@@ -50,6 +50,8 @@ pub struct Plan {
     pub finalizer: bool,
     /// Deployments and Services that must exist with at least these replicas (capacity grows before traffic moves).
     pub grow: Vec<Grow>,
+    /// Pods of stable that made room for the candidate's come back: its Deployment, if it exists, gets so many replicas.
+    pub regrow: Option<(Revision, u32)>,
     /// The one write of the route, if any.
     pub shift: Option<RouteWrite>,
     /// The ledger's decision whose RolloutDecision object does not exist yet: it is created from the stored text.
@@ -323,6 +325,7 @@ fn running(d: &mut Draft<'_>) {
     ];
     let _ = rules.iter().any(|rule| rule(d));
     capacity::grow(d);
+    capacity::regrow(d);
     capacity::shrink(d);
     blue_green::preview(d);
     d.plan.record = verdict::unrecorded(d);

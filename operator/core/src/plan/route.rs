@@ -110,7 +110,7 @@ fn in_order(d: &Draft<'_>) -> Option<Vec<(Revision, u32)>> {
     if weight == 100 {
         return Some(vec![(d.view.model().clone(), 100)]);
     }
-    let anchor = d.view.anchor()?;
+    let anchor = d.view.home(100 - weight)?;
     let mut weights = vec![(anchor, 100 - weight)];
     if weight > 0 {
         weights.push((d.view.model().clone(), weight));
@@ -188,7 +188,7 @@ fn stray(d: &Draft<'_>) -> Option<Revision> {
 fn may_revert(d: &mut Draft<'_>, name: &str, rules: bool) -> bool {
     let object = format!("HTTPRoute {name}");
     let (reason, text) = if rules {
-        (Reason::RulesChanged, "the rules of the A/B test are not what your rule and the spec ask for")
+        (Reason::RulesChanged, "the rules derived from yours are not what your rule and the spec ask for")
     } else {
         let text = "somebody else changed the weights of our rule; change the spec or use a verb instead";
         (Reason::WeightsChanged, text)

@@ -6,6 +6,7 @@ use super::{
     view::Standing,
 };
 use crate::{
+    Span,
     evidence::codec::Fnv,
     model::Revision,
     observation::{Verb, VerbRequest},
@@ -147,7 +148,9 @@ fn refuse_promotion(d: &Draft<'_>) -> Option<String> {
     if let Some(why) = d.plan.state.attempt.as_ref().and_then(|a| a.mismatch.as_ref()) {
         return Some(format!("refused: the models cannot be compared ({why}), so they cannot replace each other"));
     }
-    if !d.view.full(model) || d.view.barred(&model.revision) {
+    // Pods that its step has not asked for yet come with the verb.
+    let coming = d.view.staged() && d.standing() == Some(Standing::Trial) && d.view.posted() < d.view.wanted(model);
+    if (!d.view.full(model) && !coming) || d.view.barred(&model.revision) {
         let problems = d.view.problems(&model.revision);
         return Some(format!("refused: 100 % needs {} ready pods, {problems}; ask again then", d.view.wanted(model)));
     }
@@ -161,7 +164,7 @@ pub(super) fn stop(d: &mut Draft<'_>) -> bool {
     };
     let by = shortened(&request.by, 64);
     let to_fp16 = request.verb == Verb::Rollback && d.view.fits(&d.view.baseline);
-    let target = if to_fp16 { Some(d.view.baseline.clone()) } else { d.view.anchor() };
+    let target = if to_fp16 { Some(d.view.baseline.clone()) } else { d.view.home(100) };
     // Nothing was proven about the revision that serves: without fp16 there is nowhere to go back to.
     let stuck =
         target.is_none() || (request.verb == Verb::Rollback && !to_fp16 && d.standing() != Some(Standing::Trial));
@@ -185,7 +188,7 @@ pub(super) fn stop(d: &mut Draft<'_>) -> bool {
 /// Rule: `retry`: a new attempt. The write that lifts the latch raises no weight.
 pub(super) fn retry(d: &mut Draft<'_>) -> bool {
     let Some(request) = d.asked.clone().filter(|r| r.verb == Verb::Retry) else { return false };
-    let Some(anchor) = d.view.anchor() else { return false };
+    let Some(anchor) = d.view.home(100) else { return false };
     let model = d.view.model().clone();
     let attempt = d.view.ledger().map_or(1, |l| l.attempt.saturating_add(1));
     d.state().attempt = None;
@@ -206,6 +209,16 @@ pub(super) fn retry(d: &mut Draft<'_>) -> bool {
 pub(super) fn promote_full(d: &mut Draft<'_>) -> bool {
     let asked = |r: &VerbRequest| matches!(r.verb, Verb::PromoteFull | Verb::Promote);
     let Some(request) = d.asked.clone().filter(asked) else { return false };
+    let model = &d.view.rollout.model;
+    if !d.view.full(model) {
+        let (wanted, problems) = (d.view.wanted(model), d.view.problems(&model.revision));
+        d.recruits = Some(wanted);
+        let by = shortened(&request.by, 64);
+        let text = format!("`{}` by {by} waits for {wanted} ready pods: {problems}", request.verb.name());
+        d.aside(note(Reason::CandidateNotReady, format!("Deployment {}", model.revision), text));
+        d.wake(Span::seconds(5));
+        return false;
+    }
     let (words, answer) = if d.view.reported() {
         ("promoted after the report of its A/B test", "100 % now; the report is in the decision's record")
     } else {

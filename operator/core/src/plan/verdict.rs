@@ -50,7 +50,7 @@ pub(super) struct Fall {
 
 /// All traffic off the spec's model, and its attempt latched. Without a ready revision to go to nothing is written.
 pub(super) fn roll_back(d: &mut Draft<'_>, fall: &Fall) {
-    let target = if fall.to_fp16 { Some(d.view.baseline.clone()) } else { d.view.anchor() };
+    let target = if fall.to_fp16 { Some(d.view.baseline.clone()) } else { d.view.home(100) };
     let model = d.view.model().clone();
     let object = format!("Deployment {model}");
     let Some(target) = target else {
@@ -117,7 +117,7 @@ pub(super) fn promote(d: &mut Draft<'_>, by: &str, words: &str) {
 /// Undecided: the candidate to weight 0, its pods stay, no latch.
 pub(super) fn hold(d: &mut Draft<'_>, words: &str) {
     let model = d.view.model().clone();
-    let Some(anchor) = d.view.anchor() else { return };
+    let Some(anchor) = d.view.home(100) else { return };
     let text = format!("{words}: weight 0, its pods stay; a new model or `retry` goes on");
     let reason = note(Reason::Inconclusive, format!("Deployment {model}"), text);
     let record = record(d, Verdict::Inconclusive, &d.view.key(), reason.clone(), BY_DEADLINE);
@@ -131,7 +131,7 @@ pub(super) fn hold(d: &mut Draft<'_>, words: &str) {
 /// The A/B test ended: the candidate to weight 0, its pods stay, no latch, and a person decides.
 pub(super) fn report(d: &mut Draft<'_>, words: &str) -> bool {
     let model = d.view.model().clone();
-    let Some(anchor) = d.view.anchor() else { return false };
+    let Some(anchor) = d.view.home(100) else { return false };
     let text = format!("{words}: weight 0, its pods stay; `promote` promotes it, a new model or `retry` goes on");
     let reason = note(Reason::Reported, format!("Deployment {model}"), text);
     let record = record(d, Verdict::Reported, &d.view.key(), reason.clone(), BY_GATE);

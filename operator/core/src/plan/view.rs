@@ -1,6 +1,6 @@
 use crate::{
     Span, Time,
-    model::{BlueGreen, CanaryStep, LatchKey, Revision, Rollout, Serving, Strategy},
+    model::{BlueGreen, CanaryStep, Capacity, LatchKey, Revision, Rollout, Serving, Strategy},
     observation::{Ledger, Observation, Pod, Route, RouteState, Workload},
     plan::{Seen, Verdict},
 };
@@ -112,6 +112,81 @@ impl<'a> View<'a> {
             Some(w) if w.autoscaled => w.replicas.unwrap_or(own).max(1),
             _ => own,
         }
+    }
+
+    /// The candidate has other numbers of pods at other steps: the list says so, or stable's pods make room for its.
+    pub(super) fn staged(&self) -> bool {
+        self.swaps() || self.steps().iter().any(|s| s.replicas.is_some())
+    }
+
+    fn swaps(&self) -> bool {
+        self.rollout.capacity == Capacity::Swap && matches!(self.rollout.strategy, Strategy::Canary(_))
+    }
+
+    /// Pods that a share of the traffic needs.
+    pub(super) fn need(&self, share: u32) -> u32 {
+        let pods = (u64::from(self.rollout.model.replicas.max(1)) * u64::from(share.min(100))).div_ceil(100);
+        u32::try_from(pods).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Stable, where its pods make room for the candidate's. Those of fp16 never do, nor those of an autoscaler.
+    pub(super) fn swapped(&self) -> Option<&'a Revision> {
+        let stable = &self.ledger()?.stable;
+        let w = self.workload(stable)?;
+        let fp16 = w.baseline || *stable == self.baseline || *stable == self.rollout.baseline.revision;
+        let ours = w.replicas.is_some() && !w.autoscaled && !fp16 && stable != self.model();
+        (self.rollout.capacity == Capacity::Swap && ours).then_some(stable)
+    }
+
+    /// Stable made room and has too few pods for this share.
+    fn short(&self, share: u32) -> bool {
+        let has = |r: &Revision| self.workload(r).and_then(|w| w.replicas).unwrap_or(0);
+        self.swapped().is_some_and(|stable| has(stable) < self.need(share))
+    }
+
+    /// Where a share of the traffic belongs that is not the candidate's: the anchor, or fp16 while stable's pods, which made
+    /// room, are too few for it.
+    pub(super) fn home(&self, share: u32) -> Option<Revision> {
+        let anchor = self.anchor()?;
+        let yields = self.swapped() == Some(&anchor) && self.short(share) && self.fits(&self.baseline);
+        Some(if yields { self.baseline.clone() } else { anchor })
+    }
+
+    /// Pods of the candidate at the step with this index; all of them after the last one.
+    pub(super) fn pods_at(&self, index: usize) -> u32 {
+        let all = self.rollout.model.replicas.max(1);
+        match self.steps().get(index) {
+            Some(CanaryStep { replicas: Some(pods), .. }) => (*pods).clamp(1, all),
+            Some(step) if self.swaps() => self.need(step.weight),
+            _ => all,
+        }
+    }
+
+    /// Pods that the spec's model should have where it stands: on its way those of its step (before the first step, that
+    /// one's), else all.
+    pub(super) fn posted(&self) -> u32 {
+        let model = &self.rollout.model;
+        match (self.workload(&model.revision), self.standing()) {
+            (Some(w), _) if w.autoscaled => self.wanted(model),
+            (_, Some(Standing::Next | Standing::Trial)) => {
+                self.pods_at(self.step_at(self.weight(self.model())).saturating_sub(1))
+            }
+            _ => self.wanted(model),
+        }
+    }
+
+    /// The pods of its step are ready endpoints.
+    pub(super) fn staffed(&self) -> bool {
+        self.endpoints(self.model()) >= self.posted()
+    }
+
+    /// Pods enough for the step with this index: those that the steps name, else what its weight needs.
+    pub(super) fn ready_for(&self, index: usize) -> bool {
+        let model = &self.rollout.model;
+        let autoscaled = self.workload(&model.revision).is_some_and(|w| w.autoscaled);
+        let weight = self.steps().get(index).map_or(100, |s| s.weight);
+        let named = autoscaled || !self.staged() || self.endpoints(&model.revision) >= self.pods_at(index);
+        named && self.carries(model, weight)
     }
 
     /// All pods that the spec asks for are ready endpoints.

@@ -184,6 +184,7 @@ impl Running {
             number,
             at: Time(i64::from(number) * gate.interval.0),
             weight: place.confirmed().then_some(weight),
+            chosen: false,
             weight_change: place.changes(),
             last_step: place.last(),
             until_last_step: place.until_last(gate),

@@ -51,6 +51,13 @@ impl World {
             self.baseline_service |= grow.baseline;
             d.replicas = grow.replicas.unwrap_or(d.replicas);
         }
+        if let Some((revision, replicas)) = &plan.regrow {
+            if !go() {
+                return;
+            }
+            let d = self.deployments.get_mut(revision).expect("a Deployment to grow back");
+            d.replicas = *replicas;
+        }
         if let Some(write) = &plan.shift {
             if !go() {
                 return;
@@ -128,6 +135,8 @@ impl World {
     fn scale(&mut self, revision: &Revision, replicas: u32) {
         if let Some(d) = self.deployments.get_mut(revision) {
             d.replicas = replicas;
+            // Those that are not ready go first.
+            d.pods.sort_by_key(|p| p.pending || p.down);
             d.pods.truncate(replicas as usize);
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Rng,
-    spec::{ab_test, blue_green, by_evidence, guard, revision, rollout, serving},
+    spec::{ab_test, blue_green, by_evidence, canary, guard, revision, rollout, serving},
 };
 use bitnet_core::{
     Span, Time,
@@ -11,7 +11,7 @@ use bitnet_core::{
         ab::{Ab, AbSettings},
         guard::{Guard, GuardSettings},
     },
-    model::{Canary, LatchKey, Pace, Revision, Rollout, RouteTarget, Strategy},
+    model::{Canary, Capacity, LatchKey, Pace, Revision, Rollout, RouteTarget, Strategy},
     observation::{
         Backend, Comparable, Detour, Detours, Ledger, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState,
         Sample, StoredDecision, Users, Verb, VerbRequest, Workload,
@@ -89,10 +89,14 @@ impl Garbage {
             8..10 => spec.strategy = blue_green(false, None),
             10..12 => spec.strategy = ab_test("10:60", &["promote"]),
             12 => spec.strategy = ab_test("50:60", &["header", "match"]),
+            13..16 => spec.strategy = canary("5:20:pods=1:match,10:20:pods=2,50:20:pods=9"),
             _ => {}
         }
         if self.chance(40) {
             spec.guard = guard(60 * self.0.below(3) as i64);
+        }
+        if self.chance(30) {
+            spec.capacity = Capacity::Swap;
         }
         if self.chance(20) {
             spec.gate.on_inconclusive = OnInconclusive::PromoteIfCompatible;

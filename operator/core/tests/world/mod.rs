@@ -30,6 +30,8 @@ pub(crate) struct WorldPod {
     pub(crate) ready_at: Time,
     /// Taken down by a scenario: not ready until it is brought back.
     pub(crate) down: bool,
+    /// No node has room for it.
+    pub(crate) pending: bool,
 }
 
 pub(crate) struct Deployment {
@@ -56,6 +58,8 @@ pub(crate) struct World {
     pub(crate) originals: Vec<Backend>,
     pub(crate) originals_ready: bool,
     pub(crate) deployments: BTreeMap<Revision, Deployment>,
+    /// Places for pods that are not fp16's.
+    pub(crate) room: usize,
     /// The Service `chat-baseline`.
     pub(crate) baseline_service: bool,
     pub(crate) behaviours: BTreeMap<Revision, Behaviour>,
@@ -115,6 +119,7 @@ impl World {
             originals: Vec::new(),
             originals_ready: true,
             deployments: BTreeMap::new(),
+            room: usize::MAX,
             baseline_service: false,
             behaviours: BTreeMap::new(),
             verbs: Vec::new(),
@@ -160,7 +165,7 @@ impl World {
     }
 
     fn is_ready(&self, pod: &WorldPod) -> bool {
-        !pod.down && self.now >= pod.ready_at
+        !pod.down && !pod.pending && self.now >= pod.ready_at
     }
 
     pub(crate) fn weight(&self, revision: &Revision) -> u32 {
@@ -290,7 +295,19 @@ impl World {
             while deployment.pods.len() < deployment.replicas as usize {
                 let name = format!("{revision}-{:03}", deployment.born);
                 deployment.born += 1;
-                deployment.pods.push(WorldPod { name, ready_at: now + after, down: false });
+                deployment.pods.push(WorldPod { name, ready_at: now + after, down: false, pending: true });
+            }
+        }
+        let placed = |d: &Deployment| d.pods.iter().filter(|p| !p.pending).count();
+        let mut taken: usize = self.deployments.values().filter(|d| !d.baseline).map(placed).sum();
+        for (revision, deployment) in &mut self.deployments {
+            let after = self.behaviours.get(revision).map_or(Span::seconds(3), |b| b.ready_after);
+            for pod in deployment.pods.iter_mut().filter(|p| p.pending) {
+                if deployment.baseline || taken < self.room {
+                    taken += usize::from(!deployment.baseline);
+                    pod.pending = false;
+                    pod.ready_at = now + after;
+                }
             }
         }
     }
@@ -306,7 +323,12 @@ impl World {
             let pod = |p: &WorldPod| Pod {
                 name: p.name.clone(),
                 ready_since: self.is_ready(p).then_some(p.ready_at),
-                problem: p.down.then(|| "taken down".to_owned()),
+                problem: match (p.pending, p.down) {
+                    (true, _) => {
+                        Some("unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu".to_owned())
+                    }
+                    (false, down) => down.then(|| "taken down".to_owned()),
+                },
             };
             let pods: Vec<Pod> = d.pods.iter().map(pod).collect();
             let workload = Workload {

@@ -6,8 +6,8 @@ use bitnet_core::{
         Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire, ab::AbMetric, guard::GuardSettings,
     },
     model::{
-        AbTest, BlueGreen, Canary, CanaryStep, DeletionPolicy, GuardRule, HeaderMatch, OnEnd, Pace, Revision, Rollout,
-        RouteTarget, Serving, Settings, Source, Stickiness, Strategy,
+        AbTest, BlueGreen, Canary, CanaryStep, Capacity, DeletionPolicy, GuardRule, HeaderMatch, OnEnd, Pace, Revision,
+        Rollout, RouteTarget, Serving, Settings, Source, Stickiness, Strategy,
     },
 };
 
@@ -78,6 +78,7 @@ pub(crate) fn rollout() -> Rollout {
         guard: None,
         scale_down_delay: Span::seconds(15),
         progress_deadline: Span::seconds(120),
+        capacity: Capacity::Surge,
         deletion_policy: DeletionPolicy::Delete,
     }
 }
@@ -104,11 +105,10 @@ pub(crate) fn guard(seconds: i64) -> Option<GuardRule> {
 /// An A/B test: `weight:seconds`, and words: `promote`, `header`, `match`, `nometric`.
 pub(crate) fn ab_test(split: &str, words: &[&str]) -> Strategy {
     let has = |word: &str| words.contains(&word);
-    let beta = HeaderMatch { name: "x-beta".into(), value: "yes".into(), regex: false };
     let split: [CanaryStep; 1] = steps(split).try_into().unwrap();
     Strategy::AbTest(AbTest {
         split,
-        matches: if has("match") { vec![beta] } else { Vec::new() },
+        matches: if has("match") { vec![beta()] } else { Vec::new() },
         stickiness: if has("header") {
             Stickiness::Header("x-user-id".into())
         } else {
@@ -119,15 +119,25 @@ pub(crate) fn ab_test(split: &str, words: &[&str]) -> Strategy {
     })
 }
 
-/// `weight:seconds[:pause]`, comma-separated.
+/// `weight:seconds` and further words, comma-separated: `pause`, `pods=N`, `match` (the header `x-beta: yes`).
 pub(crate) fn steps(text: &str) -> Vec<CanaryStep> {
     let step = |s: &str| {
         let mut parts = s.split(':');
-        CanaryStep {
-            weight: parts.next().unwrap().parse().unwrap(),
-            duration: Span::seconds(parts.next().unwrap().parse().unwrap()),
-            pause: parts.next() == Some("pause"),
+        let weight = parts.next().unwrap().parse().unwrap();
+        let mut step = CanaryStep::plain(weight, Span::seconds(parts.next().unwrap().parse().unwrap()));
+        for word in parts {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("pause", _) => step.pause = true,
+                ("pods", n) => step.replicas = Some(n.parse().unwrap()),
+                ("match", _) => step.matches = vec![beta()],
+                other => panic!("no word {other:?} of a step"),
+            }
         }
+        step
     };
     text.split(',').map(step).collect()
+}
+
+fn beta() -> HeaderMatch {
+    HeaderMatch { name: "x-beta".into(), value: "yes".into(), regex: false }
 }
