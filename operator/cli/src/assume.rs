@@ -2,8 +2,10 @@
 
 use bitnet_api::units::Duration;
 use bitnet_core::{
-    evidence::Gate,
-    simulate::{World, lint::Setting},
+    Span,
+    evidence::{Gate, ab::AbMetric},
+    model::AbTest,
+    simulate::{Users, World, lint::Setting},
 };
 
 /// The assumptions; the more of them are yours, the better the answer.
@@ -37,6 +39,29 @@ pub(crate) struct Assumptions {
     /// Share of ticks in which one arm alone is three times as slow and fails a fifth of its requests.
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub(crate) bursts: f64,
+    /// How long such a burst lasts (longer than a block of 10 s, it breaks the promise about rollbacks).
+    #[arg(long, default_value = "10s", value_parser = length)]
+    pub(crate) burst_length: Span,
+    /// New users with an outcome per second, both arms of an A/B test together.
+    #[arg(long, default_value_t = 1.0, value_parser = rate)]
+    pub(crate) users: f64,
+    /// Outcome of a user of stable: the share that converts (default .05), or the mean value (default: the middle of its range).
+    #[arg(long, value_parser = any)]
+    pub(crate) outcome: Option<f64>,
+    /// Standard deviation of a user's value (default: a quarter of its range; a conversion has its own).
+    #[arg(long, value_parser = any)]
+    pub(crate) outcome_sd: Option<f64>,
+    /// The difference of outcomes that matters, relative to stable's (.1: a tenth).
+    #[arg(long, default_value_t = 0.1, value_parser = share)]
+    pub(crate) effect: f64,
+}
+
+fn any(text: &str) -> Result<f64, String> {
+    number(text, 0.0, 1e12)
+}
+
+fn length(text: &str) -> Result<Span, String> {
+    Duration::from(text).milliseconds().map(Span).map_err(|e| e.to_string())
 }
 
 fn number(text: &str, least: f64, most: f64) -> Result<f64, String> {
@@ -61,8 +86,8 @@ fn factor(text: &str) -> Result<f64, String> {
 }
 
 impl Assumptions {
-    /// A good candidate.
-    pub(crate) fn world(&self, pods: (u32, u32)) -> World {
+    /// A good candidate, judged in ticks of `interval`.
+    pub(crate) fn world(&self, pods: (u32, u32), interval: Span) -> World {
         World {
             cosine: (self.cosine, self.cosine_sd),
             tail: self.tail,
@@ -70,6 +95,7 @@ impl Assumptions {
             errors: (self.errors, self.errors),
             load: self.load,
             bursts: self.bursts,
+            burst: u32::try_from((self.burst_length.0 + interval.0 - 1) / interval.0.max(1)).unwrap_or(u32::MAX).max(1),
             pair_noise: self.noise,
             pods,
             pod_spread: self.pod_spread,
@@ -79,8 +105,9 @@ impl Assumptions {
     }
 
     /// The same for the lints.
-    pub(crate) fn setting(&self, pods: (u32, u32)) -> Setting {
+    pub(crate) fn setting(&self, pods: (u32, u32), test: Option<&AbTest>) -> Setting {
         Setting {
+            users: self.users_of(test.and_then(|t| t.metric).unwrap_or(AbMetric::Conversion), 1.0 + self.effect),
             rate: self.rate,
             errors: self.errors,
             cosine: (self.cosine, self.cosine_sd),
@@ -88,6 +115,23 @@ impl Assumptions {
             pair_noise: self.noise,
             pod_spread: self.pod_spread,
             pods,
+        }
+    }
+}
+
+impl Assumptions {
+    /// Users who fare `factor` times as well with the candidate.
+    pub(crate) fn users_of(&self, metric: AbMetric, factor: f64) -> Users {
+        let (low, high, usual) = match metric {
+            AbMetric::Conversion => (0.0, 1.0, 0.05),
+            AbMetric::Mean { low, high } => (low, high, f64::midpoint(low, high)),
+        };
+        let stable = self.outcome.unwrap_or(usual).clamp(low, high);
+        Users {
+            per_second: self.users,
+            outcome: ((stable * factor).clamp(low, high), stable),
+            deviation: self.outcome_sd.unwrap_or((high - low) / 4.0),
+            lost: 0.0,
         }
     }
 }
@@ -169,7 +213,7 @@ impl Defect {
         parts.extend(self.tail.map(|x| format!("tail {} %", percent(x))));
         let after = match self.after {
             0 => String::new(),
-            ms => format!(", from {} on", crate::files::length(bitnet_core::Span(ms))),
+            ms => format!(", from {} on", crate::files::length(Span(ms))),
         };
         format!("{}{after}", parts.join(", "))
     }

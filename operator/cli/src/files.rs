@@ -8,7 +8,7 @@ use bitnet_api::{
 };
 use bitnet_core::{
     evidence::Gate,
-    model::{CanaryStep, Rollout, Strategy},
+    model::{AbTest, CanaryStep, GuardRule, Rollout, Strategy},
     simulate::Course,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -38,8 +38,20 @@ pub(crate) struct Subject {
     pub(crate) strategy: String,
     /// Pods of the candidate and of stable (in a first rollout the baseline).
     pub(crate) pods: (u32, u32),
+    /// What watches a promoted model.
+    pub(crate) guard: Option<GuardRule>,
     /// What the spec leaves to a person, or to fate, that no computation can know.
     pub(crate) remarks: Vec<&'static str>,
+}
+
+impl Subject {
+    /// The A/B test, if it is one.
+    pub(crate) fn test(&self) -> Option<&AbTest> {
+        match &self.course {
+            Course::Test(test) => Some(test),
+            Course::Steps(..) | Course::Switch { .. } => None,
+        }
+    }
 }
 
 impl Files {
@@ -103,7 +115,15 @@ fn subjects(documents: Vec<(String, Value)>) -> Result<Vec<Subject>> {
         let course = Course::by_time(&[5, 10, 20, 40, 50].map(default_step));
         let strategy = "canary 5 10 20 40 50 %, 5m each (the default: no rollout uses this gate here)".into();
         let remarks = Vec::new();
-        all.push(Subject { name: format!("QualityGate {name}"), gate, course, strategy, pods: (3, 3), remarks });
+        all.push(Subject {
+            name: format!("QualityGate {name}"),
+            gate,
+            course,
+            strategy,
+            pods: (3, 3),
+            guard: None,
+            remarks,
+        });
     }
     Ok(all)
 }
@@ -166,6 +186,7 @@ fn of_rollout(mut rollout: ModelRollout, gate: Option<&QualityGate>) -> Result<S
         strategy: strategy(&valid),
         pods: (valid.model.replicas, valid.baseline.replicas),
         remarks: remarks(&valid),
+        guard: valid.guard,
         gate: valid.gate,
     })
 }
@@ -214,8 +235,11 @@ fn remarks(rollout: &Rollout) -> Vec<&'static str> {
         Strategy::BlueGreen(way) if !way.auto_promote => {
             remarks.push("the switch waits for a person: it is taken as made at once");
         }
-        Strategy::AbTest(_) => remarks.push("what users prefer is not forecast, only what the gate sees"),
-        Strategy::Canary(_) | Strategy::BlueGreen(_) => {}
+        Strategy::AbTest(test) if test.duration().0 > rollout.gate.deadline.0.saturating_mul(2) => {
+            remarks
+                .push("of the split, what the gate sees is simulated for twice its deadline: later nothing new comes");
+        }
+        Strategy::Canary(_) | Strategy::BlueGreen(_) | Strategy::AbTest(_) => {}
     }
     if let Strategy::Canary(canary) = &rollout.strategy
         && canary.steps.iter().any(|s| !s.matches.is_empty())

@@ -6,9 +6,10 @@ mod gates;
 
 use bitnet_core::{
     Span,
-    evidence::{Gate, OnNoTraffic},
+    evidence::{Gate, OnNoTraffic, ab::AbMetric, guard::GuardSettings},
+    model::{AbTest, CanaryStep, GuardRule, OnEnd, Stickiness},
     simulate::{
-        Course, Step,
+        Course, Step, Users,
         lint::{Setting, Severity, lint},
     },
 };
@@ -22,11 +23,12 @@ const SETTING: Setting = Setting {
     pair_noise: 0.2,
     pod_spread: 0.02,
     pods: (3, 3),
+    users: Users { per_second: 2.0, outcome: (0.055, 0.05), deviation: 0.0, lost: 0.0 },
 };
 
 /// Fields of what cannot be decided, and of what is weak.
 fn fields(gate: &Gate, steps: &[Step], setting: Setting) -> (Vec<&'static str>, Vec<&'static str>) {
-    let found = lint(gate, &Course::by_time(steps), &setting);
+    let found = lint(gate, &Course::by_time(steps), None, &setting);
     assert!(found.iter().all(|f| !f.rule.is_empty() && !f.remedy.is_empty()));
     let of = |severity| found.iter().filter(|f| f.severity == severity).map(|f| f.field).collect();
     (of(Severity::CannotDecide), of(Severity::Weak))
@@ -85,4 +87,58 @@ fn what_is_weak_is_said_and_refuses_nothing() {
     assert_eq!(fields(&many, &default_steps(), silent).0, Vec::<&str>::new(), "enough pairs stand in for requests");
     let long = Gate { deadline: Span::seconds(6 * 3600), ..default_gate() };
     assert_eq!(fields(&long, &default_steps(), Setting { rate: 4.0, ..SETTING }).0, Vec::<&str>::new());
+}
+
+fn test(metric: Option<AbMetric>, weight: u32, hours: i64, on_end: OnEnd) -> Course {
+    Course::Test(AbTest {
+        split: [CanaryStep { weight, duration: Span::seconds(3600 * hours), pause: false }],
+        matches: Vec::new(),
+        stickiness: Stickiness::Cookie("arm".into()),
+        metric,
+        on_end,
+    })
+}
+
+/// An A/B test lasts longer than any deadline; what it lacks is users.
+#[test]
+fn an_ab_test_needs_users_and_where_it_promotes_requests() {
+    let found = |course: &Course, setting: &Setting| -> Vec<&'static str> {
+        lint(&default_gate(), course, None, setting).iter().map(|f| f.field).collect()
+    };
+    let conversion = Some(AbMetric::Conversion);
+    let long = test(conversion, 50, 72, OnEnd::Promote);
+    assert_eq!(found(&long, &SETTING), Vec::<&str>::new());
+    let short = test(conversion, 50, 4, OnEnd::Report);
+    assert_eq!(found(&short, &SETTING), ["spec.strategy.abTest.duration"], "a tenth of 5 % takes 30,000 users");
+    assert_eq!(found(&test(None, 50, 4, OnEnd::Report), &SETTING), Vec::<&str>::new(), "nothing is asked of users");
+    // 10 % of the users tell less than half of them, and the same in a mean, which wants a thousand of them at least.
+    let uneven = |hours| test(conversion, 10, hours, OnEnd::Report);
+    assert_eq!(found(&uneven(12), &SETTING).len(), 1);
+    assert_eq!(found(&uneven(48), &SETTING).len(), 0);
+    let spending = Users { per_second: 0.1, outcome: (4.4, 4.0), deviation: 2.0, lost: 0.0 };
+    let mean = Some(AbMetric::Mean { low: 0.0, high: 10.0 });
+    let few = Setting { users: spending, ..SETTING };
+    assert_eq!(found(&test(mean, 50, 2, OnEnd::Report), &few), ["spec.strategy.abTest.duration"]);
+    assert_eq!(found(&test(mean, 50, 24, OnEnd::Report), &few), Vec::<&str>::new());
+    let alike = Users { outcome: (0.05, 0.05), ..SETTING.users };
+    assert_eq!(found(&long, &Setting { users: alike, ..SETTING }), ["spec.strategy.abTest.duration"]);
+    let thin = Setting { rate: 0.05, ..SETTING };
+    assert!(found(&test(None, 50, 24, OnEnd::Promote), &thin).contains(&"signals.errors.maxExcess"));
+    assert!(!found(&test(None, 50, 24, OnEnd::Report), &thin).contains(&"signals.errors.maxExcess"));
+}
+
+#[test]
+fn a_guard_that_would_call_a_good_model_is_named() {
+    let gate = default_gate();
+    let rule = GuardRule { interval: Span::seconds(60), settings: GuardSettings::of(&gate) };
+    let found = |rule: &GuardRule, setting: &Setting| -> Vec<(Severity, &'static str)> {
+        let all = lint(&gate, &Course::by_time(&default_steps()), Some(rule), setting);
+        all.iter().filter(|f| f.field.starts_with("spec.guard")).map(|f| (f.severity, f.field)).collect()
+    };
+    assert_eq!(found(&rule, &SETTING), []);
+    for setting in [Setting { cosine: (0.94, 0.02), ..SETTING }, Setting { tail: 0.06, ..SETTING }] {
+        assert_eq!(found(&rule, &setting), [(Severity::CannotDecide, "spec.guard")]);
+    }
+    let hasty = GuardRule { interval: Span::seconds(1), ..rule };
+    assert_eq!(found(&hasty, &SETTING), [(Severity::Weak, "spec.guard.interval")]);
 }

@@ -8,9 +8,13 @@ mod gates;
 
 use bitnet_core::{
     Span,
-    evidence::{Gate, OnInconclusive, SignalKind},
-    model::Pace,
-    simulate::{Course, End, Forecast, Run, World, forecast, run},
+    evidence::{
+        Gate, OnInconclusive, OnNoTraffic, SignalKind,
+        ab::{AbMetric, AbVerdict},
+        guard::GuardSettings,
+    },
+    model::{AbTest, CanaryStep, OnEnd, Pace, Stickiness},
+    simulate::{Course, End, Forecast, Run, Users, World, forecast, run, test_users, watch},
 };
 use gates::{default_gate, default_steps, demo_gate, demo_steps, steps};
 use statrs::distribution::{Binomial, DiscreteCDF};
@@ -77,6 +81,86 @@ fn the_deadline_may_be_extended_but_not_for_ever() {
     assert_eq!((found.end, found.ticks > 30), (End::Promoted, true));
     let never = run(&longer, &course, &World { cosine: (0.95, 0.03), ..demo_world() }, 1);
     assert!(matches!(never.end, End::Inconclusive(_)) && never.ticks == 90);
+}
+
+fn ab_test(weight: u32, hours: i64) -> AbTest {
+    AbTest {
+        split: [CanaryStep { weight, duration: Span::seconds(3600 * hours), pause: false }],
+        matches: Vec::new(),
+        stickiness: Stickiness::Cookie("arm".into()),
+        metric: Some(AbMetric::Conversion),
+        on_end: OnEnd::Promote,
+    }
+}
+
+/// The gate's part of an A/B test: quality at weight 0, then the split until its time is over.
+#[test]
+fn at_the_split_the_gate_goes_on_until_the_test_is_over() {
+    let gate = demo_gate();
+    let minutes = |minutes: i64| {
+        let mut test = ab_test(50, 0);
+        test.split[0].duration = Span::seconds(60 * minutes);
+        Course::Test(test)
+    };
+    let good = run(&gate, &minutes(15), &demo_world(), 1);
+    assert_eq!((&good.end, good.weight), (&End::Promoted, 50));
+    assert!((450..=520).contains(&good.ticks), "15 minutes are 450 ticks, longer than the deadline: {}", good.ticks);
+    let longer = run(&gate, &minutes(600), &demo_world(), 1);
+    assert!((600..=670).contains(&longer.ticks), "cut off after two deadlines at the split: {}", longer.ticks);
+    let hidden = run(&gate, &minutes(15), &World { tail: 0.25, ..demo_world() }, 1);
+    assert_eq!((hidden.end, hidden.weight), (End::RolledBack(SignalKind::CosineTail), 0), "no user met it");
+    let broken = run(&gate, &minutes(15), &World { onset: 60, errors: (0.9, 0.0), ..demo_world() }, 1);
+    assert!(matches!(broken.end, End::Tripped | End::RolledBack(SignalKind::Errors)), "{:?}", broken.end);
+    let thin = run(&gate, &minutes(2), &World { rate: 2.0, history: 5_000, ..demo_world() }, 1);
+    assert!(matches!(&thin.end, End::Inconclusive(missing) if missing[0].starts_with("errors")), "{:?}", thin.end);
+}
+
+/// Errors of 40 verdicts each that a correct test makes once in a million seeds.
+#[test]
+fn users_are_heard() {
+    let users = Users { per_second: 1.0, outcome: (0.05, 0.05), deviation: 0.0, lost: 0.0 };
+    let count = |test: &AbTest, users: &Users, verdict| {
+        (1..=40).filter(|seed| test_users(test, &default_gate(), users, *seed).verdict == verdict).count() as u64
+    };
+    let test = ab_test(50, 24);
+    let none = count(&test, &users, AbVerdict::NoDifferenceProven);
+    assert!(40 - none <= most(40, 0.05), "{none} of 40");
+    let better = Users { outcome: (0.06, 0.05), ..users };
+    assert!(count(&test, &better, AbVerdict::CandidateBetter) >= 36, "43,000 users per arm, 9,000 are enough");
+    let worse = Users { outcome: (0.04, 0.05), ..users };
+    assert!(count(&test, &worse, AbVerdict::CandidateWorse) >= 36);
+    let lost = Users { lost: 0.1, ..users };
+    assert_eq!(count(&test, &lost, AbVerdict::SampleRatioMismatch), 40, "a tenth lost is 47 instead of 50 %");
+    let early = test_users(&test, &default_gate(), &worse, 1);
+    assert!(
+        early.proven.is_some_and(|at| at < test.duration()) && early.users < 86_400,
+        "it ends with its proof: {early:?}"
+    );
+    let paid = AbTest { metric: Some(AbMetric::Mean { low: 0.0, high: 10.0 }), ..ab_test(20, 24) };
+    let spending = Users { outcome: (4.2, 4.0), deviation: 2.0, ..users };
+    assert!(count(&paid, &spending, AbVerdict::CandidateBetter) >= 36);
+}
+
+#[test]
+fn the_guard_is_forecast_by_the_guard() {
+    let settings = GuardSettings::of(&default_gate());
+    let good = World::equal(0.0);
+    assert_eq!(watch(&settings, &good, 2000, 1), None);
+    let late = World { onset: 300, cosine: (0.93, 0.03), ..good };
+    let called = watch(&settings, &late, 400, 1).unwrap();
+    assert!((301..=320).contains(&called), "{called}");
+}
+
+/// A gate that holds without traffic stays where traffic ended; one that probes goes on.
+#[test]
+fn without_traffic_a_gate_holds_or_probes() {
+    let silent = World { rate: 0.0, history: 0, ..demo_world() };
+    let course = Course::by_time(&demo_steps());
+    let holding = Gate { on_no_traffic: OnNoTraffic::Hold, ..demo_gate() };
+    let found = run(&holding, &course, &silent, 1);
+    assert!(matches!(found.end, End::Inconclusive(_)) && found.weight == 5, "{found:?}");
+    let found = run(&demo_gate(), &course, &silent, 1);
+    assert_eq!((&found.end, found.weight), (&End::Promoted, 50), "{found:?}");
 }
 
 fn all(world: &World, runs: u64) -> Vec<Run> {

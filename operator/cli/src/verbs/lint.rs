@@ -80,7 +80,8 @@ fn print(args: &Args) -> Result<ExitCode> {
 }
 
 fn linted(subject: &Subject, assume: &Assumptions) -> Linted {
-    let found = lint(&subject.gate, &subject.course, &assume.setting(subject.pods));
+    let setting = assume.setting(subject.pods, subject.test());
+    let found = lint(&subject.gate, &subject.course, subject.guard.as_ref(), &setting);
     Linted {
         subject: subject.name.clone(),
         strategy: subject.strategy.clone(),

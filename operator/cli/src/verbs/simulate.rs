@@ -6,8 +6,9 @@ use crate::{
 use anyhow::{Result, bail};
 use bitnet_core::{
     Span,
-    evidence::OnInconclusive,
-    simulate::{Forecast, Run, Spread, World, lint::lint, run as simulated},
+    evidence::{OnInconclusive, ab::AbVerdict},
+    model::{AbTest, GuardRule, OnEnd},
+    simulate::{Forecast, Outcome, Run, Spread, World, interval, lint::lint, run as simulated, test_users, watch},
 };
 use serde::Serialize;
 use std::{
@@ -74,6 +75,8 @@ struct Prediction {
     gate: String,
     requests_per_second: f64,
     seed: u64,
+    /// An A/B test that only reports: "promoted" means that the gate's proofs were complete at its end.
+    reports_only: bool,
     /// What happens at the deadline to what could not be decided.
     at_deadline: &'static str,
     /// What the confidence of the gate promises, whatever the simulation found.
@@ -81,8 +84,56 @@ struct Prediction {
     promised_false_promotion: f64,
     good: Outlook,
     defects: Vec<Outlook>,
+    /// What the users of an A/B test bring.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    users: Vec<UsersOutlook>,
+    /// What the guard does after a promotion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard: Option<GuardOutlook>,
     remarks: Vec<String>,
 }
+
+/// What becomes of an A/B test for its users.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UsersOutlook {
+    users: String,
+    runs: u64,
+    candidate_better: Chance,
+    candidate_worse: Chance,
+    no_difference_proven: Chance,
+    sample_ratio_mismatch: Chance,
+    /// Seconds from the start of the split to the first proof, where there was one.
+    seconds_until_proven: Option<Quantiles>,
+}
+
+/// What the guard of a promoted model promises and does.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GuardOutlook {
+    /// Seconds between two comparisons.
+    interval_seconds: f64,
+    /// Days to a false alarm of a model that lies exactly on its margins, on average, at least.
+    days_to_false_alarm: f64,
+    /// Ticks that were simulated of a good model, and the runs in which it was called.
+    healthy_ticks: u32,
+    healthy_called: Chance,
+    defects: Vec<GuardDefect>,
+}
+
+/// A defect that begins after [`GUARD_GOOD`] good ticks.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GuardDefect {
+    defect: String,
+    called: Chance,
+    /// Seconds from its beginning.
+    seconds_until_called: Option<Quantiles>,
+}
+
+/// Ticks before a defect that the guard is to find, and those that it is given.
+const GUARD_GOOD: u32 = 500;
+const GUARD_BAD: u32 = 1000;
 
 /// What becomes of one candidate.
 #[derive(Debug, Serialize)]
@@ -152,12 +203,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 fn predict(args: &Args, subject: &Subject, progress: &Progress) -> Prediction {
     let gate = &subject.gate;
-    let good = args.assume.world(subject.pods);
+    let good = args.assume.world(subject.pods, gate.interval);
     let defects = if args.defects.is_empty() { Defect::usual(gate, &args.assume) } else { args.defects.clone() };
     let few = (args.runs / 2).max(1);
     progress.begin(args.runs + few * defects.len() as u64);
     let outlook = |name: String, runs: u64, world: &World| {
-        let all = parallel(args.seed, runs, |seed| {
+        let all: Vec<Run> = parallel(args.seed, runs, |seed| {
             let run = simulated(gate, &subject.course, world, seed);
             progress.step();
             run
@@ -165,7 +216,8 @@ fn predict(args: &Args, subject: &Subject, progress: &Progress) -> Prediction {
         Outlook::of(name, subject, world, &all)
     };
     let mut remarks: Vec<String> = subject.remarks.iter().map(|r| (*r).to_owned()).collect();
-    let findings = lint(gate, &subject.course, &args.assume.setting(subject.pods));
+    let setting = args.assume.setting(subject.pods, subject.test());
+    let findings = lint(gate, &subject.course, subject.guard.as_ref(), &setting);
     remarks.extend(findings.into_iter().map(|f| format!("{}: {}; {}", f.field, f.rule, f.remedy)));
     Prediction {
         subject: subject.name.clone(),
@@ -173,6 +225,7 @@ fn predict(args: &Args, subject: &Subject, progress: &Progress) -> Prediction {
         gate: gate.name.clone(),
         requests_per_second: args.assume.rate,
         seed: args.seed,
+        reports_only: subject.test().is_some_and(|test| test.on_end == OnEnd::Report),
         at_deadline: match gate.on_inconclusive {
             OnInconclusive::Hold => "weight 0, held and not blamed",
             OnInconclusive::Rollback => "rolled back",
@@ -185,7 +238,76 @@ fn predict(args: &Args, subject: &Subject, progress: &Progress) -> Prediction {
         promised_false_promotion: gate.alpha_promote,
         good: outlook("as good as assumed".into(), args.runs, &good),
         defects: defects.iter().map(|d| outlook(d.name(), few, &d.of(&good, gate))).collect(),
+        users: subject.test().map(|test| users(args, subject, test)).unwrap_or_default(),
+        guard: subject.guard.as_ref().map(|rule| guard(args, rule, &good, few)),
         remarks,
+    }
+}
+
+/// Users who fare alike, better and worse, and users who are lost.
+fn users(args: &Args, subject: &Subject, test: &AbTest) -> Vec<UsersOutlook> {
+    let Some(metric) = test.metric else { return Vec::new() };
+    let effect = args.assume.effect;
+    let relative = |direction: &str| format!("{} % {direction} with the candidate", percent(effect));
+    let worlds = [
+        ("the same in both arms".to_owned(), 1.0, 0.0),
+        (relative("better"), 1.0 + effect, 0.0),
+        (relative("worse"), 1.0 - effect, 0.0),
+        ("the same, 5 % of the candidate's lost".to_owned(), 1.0, 0.05),
+    ];
+    let of = |(name, factor, lost): (String, f64, f64)| {
+        let users = bitnet_core::simulate::Users { lost, ..args.assume.users_of(metric, factor) };
+        let all: Vec<Outcome> = parallel(args.seed, args.runs, |seed| test_users(test, &subject.gate, &users, seed));
+        let share = |verdict| Chance::of(all.iter().filter(|o| o.verdict == verdict).count() as u64, args.runs);
+        let proven = Spread::of(all.iter().filter_map(|o| o.proven).collect());
+        UsersOutlook {
+            users: name,
+            runs: args.runs,
+            candidate_better: share(AbVerdict::CandidateBetter),
+            candidate_worse: share(AbVerdict::CandidateWorse),
+            no_difference_proven: share(AbVerdict::NoDifferenceProven),
+            sample_ratio_mismatch: share(AbVerdict::SampleRatioMismatch),
+            seconds_until_proven: proven.map(|s| Quantiles::of(s, Span::as_seconds)),
+        }
+    };
+    worlds.into_iter().map(of).collect()
+}
+
+/// One clear defect in each of the guard's signals.
+fn guard(args: &Args, rule: &GuardRule, good: &World, runs: u64) -> GuardOutlook {
+    let settings = &rule.settings;
+    let called = |world: &World, limit: u32| -> Vec<Option<u32>> {
+        parallel(args.seed, runs, |seed| watch(settings, world, limit, seed))
+    };
+    let chance = |all: &[Option<u32>]| Chance::of(all.iter().flatten().count() as u64, runs);
+    let healthy_ticks = GUARD_GOOD + GUARD_BAD;
+    let rounded = |x: f64| (x * 1000.0).round() / 1000.0;
+    let (cosine, tail) = (rounded(settings.min_mean - 0.02), rounded((3.0 * settings.tail_share).min(0.9)));
+    let latency = rounded(settings.max_ratio * settings.max_ratio);
+    let cases = [
+        (format!("cosine {cosine}"), World { cosine: (cosine, good.cosine.1), ..*good }),
+        (format!("tail {} %", percent(tail)), World { tail, ..*good }),
+        (format!("latency {latency}x of fp16's"), World { latency, ..*good }),
+    ];
+    let defects = cases.into_iter().map(|(defect, world)| {
+        let all = called(&World { onset: GUARD_GOOD, ..world }, healthy_ticks);
+        let after = all.iter().flatten().map(|t| Span(i64::from(t.saturating_sub(GUARD_GOOD)) * rule.interval.0));
+        let after = Spread::of(after.collect()).map(|s| Quantiles::of(s, Span::as_seconds));
+        GuardDefect { defect, called: chance(&all), seconds_until_called: after }
+    });
+    GuardOutlook {
+        interval_seconds: rule.interval.as_seconds(),
+        days_to_false_alarm: settings.run_length * rule.interval.as_seconds() / 86_400.0,
+        healthy_ticks,
+        healthy_called: chance(&called(good, healthy_ticks)),
+        defects: defects.collect(),
+    }
+}
+
+impl Chance {
+    fn of(count: u64, runs: u64) -> Self {
+        let (at_least, at_most) = interval(count, runs);
+        Self { share: count as f64 / runs as f64, at_least, at_most }
     }
 }
 
@@ -194,10 +316,7 @@ impl Outlook {
         let since = i64::from(world.onset).saturating_mul(subject.gate.interval.0);
         let seconds = |span: Span| Span((span.0 - since).max(0)).as_seconds();
         let Some(f) = Forecast::of(&subject.gate, runs) else { unreachable!("at least one run is asked for") };
-        let chance = |count: u64| {
-            let (at_least, at_most) = f.chance(count);
-            Chance { share: count as f64 / f.runs as f64, at_least, at_most }
-        };
+        let chance = |count: u64| Chance::of(count, f.runs);
         let counts = |all: &[(String, u64)]| {
             all.iter().take(3).map(|(what, runs)| Count { what: what.clone(), runs: *runs }).collect()
         };
@@ -217,13 +336,13 @@ impl Outlook {
 }
 
 /// Runs of the seeds that follow from `seed`, in their order, on all processors.
-fn parallel(seed: u64, runs: u64, f: impl Fn(u64) -> Run + Sync) -> Vec<Run> {
+fn parallel<T: Send>(seed: u64, runs: u64, f: impl Fn(u64) -> T + Sync) -> Vec<T> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get) as u64;
     let first = seed.wrapping_mul(1_000_003);
-    let part = |thread: u64| -> Vec<(u64, Run)> {
+    let part = |thread: u64| -> Vec<(u64, T)> {
         (thread..runs).step_by(threads as usize).map(|i| (i, f(first.wrapping_add(i)))).collect()
     };
-    let mut all: Vec<(u64, Run)> = std::thread::scope(|scope| {
+    let mut all: Vec<(u64, T)> = std::thread::scope(|scope| {
         let part = &part;
         let handles: Vec<_> = (0..threads).map(|thread| scope.spawn(move || part(thread))).collect();
         // A panic of a run is a defect of ours: it goes on here.
@@ -277,7 +396,8 @@ fn words(p: &Prediction, paint: Paint) -> String {
         Some(time) => format!("{}, after {}", chance(&good.promoted), times(time)),
         None => format!("{}: none was", chance(&good.promoted)),
     };
-    let _ = writeln!(text, "  promoted        {promoted}");
+    let what = if p.reports_only { "gate's proofs  " } else { "promoted       " };
+    let _ = writeln!(text, "  {what} {promoted}");
     let _ = writeln!(
         text,
         "  rolled back     {}; by its confidence the gate promises at most {} %",
@@ -294,10 +414,43 @@ fn words(p: &Prediction, paint: Paint) -> String {
     let rows: Vec<Vec<String>> = p.defects.iter().map(|d| row(d, paint)).collect();
     let header = ["DEFECT", "FOUND", "AFTER (80 % OF RUNS)", "BY", "LIVE REQUESTS SERVED", "PROMOTED"];
     text += &table(&header, &rows);
+    if !p.users.is_empty() {
+        let header = ["USERS FARE", "BETTER", "WORSE", "NO DIFFERENCE", "MISMATCH", "PROVEN AFTER"];
+        let rows: Vec<Vec<String>> = p.users.iter().map(users_row).collect();
+        let _ = write!(text, "\n{}", table(&header, &rows));
+    }
+    if let Some(guard) = &p.guard {
+        let _ = writeln!(
+            text,
+            "\nguard: fp16 is compared every {}; on its margins a model is called after {:.0} days on average or later, this one \
+             in {} of {} comparisons",
+            length(Span((guard.interval_seconds * 1000.0) as i64)),
+            guard.days_to_false_alarm,
+            chance(&guard.healthy_called),
+            guard.healthy_ticks
+        );
+        let rows = guard.defects.iter().map(|d| {
+            let time = d.seconds_until_called.as_ref().map_or("-".into(), times);
+            vec![d.defect.clone(), format!("{} %", percent(d.called.share)), time]
+        });
+        text += &table(&["DEFECT AFTER THE PROMOTION", "CALLED", "AFTER (80 % OF RUNS)"], &rows.collect::<Vec<_>>());
+    }
     for remark in &p.remarks {
         let _ = writeln!(text, "{} {remark}", paint.warn("note:"));
     }
     text
+}
+
+fn users_row(users: &UsersOutlook) -> Vec<String> {
+    let share = |chance: &Chance| format!("{} %", percent(chance.share));
+    vec![
+        users.users.clone(),
+        share(&users.candidate_better),
+        share(&users.candidate_worse),
+        share(&users.no_difference_proven),
+        share(&users.sample_ratio_mismatch),
+        users.seconds_until_proven.as_ref().map_or("-".into(), times),
+    ]
 }
 
 fn row(outlook: &Outlook, paint: Paint) -> Vec<String> {
@@ -335,7 +488,12 @@ mod tests {
     fn prediction(arguments: &[&str]) -> Prediction {
         let root = format!("{}/../../examples/", env!("CARGO_MANIFEST_DIR"));
         let path = |a: &&str| if a.contains(".yaml") { format!("{root}{a}") } else { (*a).to_owned() };
-        let line = ["kubectl-bitnet".to_owned(), "simulate".to_owned()].into_iter().chain(arguments.iter().map(path));
+        let owned: Vec<String> = arguments.iter().map(path).collect();
+        prediction_of(&owned.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn prediction_of(arguments: &[&str]) -> Prediction {
+        let line = ["kubectl-bitnet", "simulate"].into_iter().chain(arguments.iter().copied());
         let Verb::Simulate(args) = Cli::try_parse_from(line).unwrap().verb else { panic!("another verb") };
         let subjects = args.files.subjects().unwrap();
         predict(&args, &subjects[0], &Progress::new(false))
@@ -376,6 +534,59 @@ mod tests {
         assert_eq!(found.good.waited_for[0].what, "errors");
         assert!(found.remarks.iter().any(|r| r.starts_with("onNoTraffic: without live requests 8 pairs")));
         assert_eq!(found.defects[0].rolled_back.share, 1.0);
+    }
+
+    fn rollout(strategy: &str, guard: &str) -> Prediction {
+        let text = format!(
+            "apiVersion: rollouts.bitnet.dev/v1alpha1
+kind: QualityGate
+metadata: {{name: g}}
+spec: {{probes: {{configMap: p}}}}
+---
+apiVersion: rollouts.bitnet.dev/v1alpha1
+kind: ModelRollout
+metadata: {{name: chat, namespace: models}}
+spec:
+  route: {{gateway: gw}}
+  gate: {{name: g}}
+  baseline: {{source: {{image: \"r.example/fp16@sha256:{0}\"}}, replicas: 3}}
+  model: {{source: {{image: \"r.example/bitnet@sha256:{0}\"}}, replicas: 3}}
+  guard: {guard}
+  strategy: {strategy}
+",
+            "1".repeat(64)
+        );
+        let dir = std::env::temp_dir().join(format!("bitnet-simulate-{}-{}", std::process::id(), strategy.len()));
+        std::fs::write(&dir, text).unwrap();
+        let found = prediction_of(&["-f", dir.to_str().unwrap(), "--runs", "8", "--rate", "40", "-d", "latency=2"]);
+        std::fs::remove_file(&dir).unwrap();
+        found
+    }
+
+    #[test]
+    fn an_ab_test_is_forecast_with_its_users() {
+        let found = rollout(
+            "{abTest: {weight: 50, duration: 24h, stickiness: {cookie: arm}, metric: {type: conversion}, onEnd: Promote}}",
+            "{enabled: false}",
+        );
+        assert_eq!(found.good.promoted.share, 1.0, "what the gate asks is proven: {found:?}");
+        assert_eq!(found.users.len(), 4, "{found:?}");
+        let [same, better, worse, lost] = &found.users[..] else { panic!("{found:?}") };
+        assert!(same.no_difference_proven.share >= 0.7, "{same:?}");
+        assert!(better.candidate_better.share >= 0.9 && worse.candidate_worse.share >= 0.9, "{better:?} {worse:?}");
+        assert!(lost.sample_ratio_mismatch.share >= 0.5, "{lost:?}");
+        assert!(words(&found, Paint::plain()).contains("USERS FARE"));
+    }
+
+    #[test]
+    fn a_switch_and_a_guard_are_forecast() {
+        let found = rollout("{blueGreen: {autoPromote: true}}", "{enabled: true}");
+        assert_eq!(found.good.promoted.share, 1.0, "{found:?}");
+        assert_eq!(found.defects[0].live_requests.p90, 0.0, "found before any user met it");
+        let guard = found.guard.as_ref().unwrap();
+        assert_eq!((guard.healthy_called.share, guard.defects.len()), (0.0, 3));
+        assert!(guard.defects.iter().all(|d| d.called.share == 1.0), "{guard:?}");
+        assert!(words(&found, Paint::plain()).contains("69 days"), "{guard:?}");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Mean cosine against a threshold of .95: 5,000 prompts, a look after every 10.
 
-use super::table::{BOUND, Checks, Column, Fired, Firsts, Size, Sums, Z, print};
+use super::{
+    promises::Promises,
+    table::{BOUND, Checks, Column, Fired, Firsts, Size, Sums, Z, print},
+};
 use bitnet_core::{
     simulate::Random,
     stats::{
@@ -16,8 +19,9 @@ use bitnet_core::{
 enum World {
     /// 1 − Beta with this mean and standard deviation.
     Even(f64, f64),
-    /// A share of bad prompts around .6, the rest as given.
-    Tail(f64, f64, f64),
+    /// A share of bad prompts, around the last number, and the rest as given. (.27 is where a t-test that peeks needs as many
+    /// prompts as in the table that the promises are from, which leaves the bad prompts' cosine open.)
+    Tail(f64, f64, f64, f64),
     /// .965, then the given mean from this prompt on.
     Late(f64, u32),
 }
@@ -38,23 +42,22 @@ const RULES: [&str; 9] = [
     "**ours**",
 ];
 
-pub(crate) fn tables(short: bool) {
+pub(crate) fn tables(short: bool, promises: &mut Promises) {
     let columns = [
-        (true, "healthy .965, sd .025", World::Even(0.965, 0.025)),
-        (true, "healthy .965, sd .06", World::Even(0.965, 0.06)),
-        (true, "at .95, sd .03", World::Even(0.95, 0.03)),
-        (true, "at .95, heavy tail", World::Tail(0.961_757, 0.02, 0.0325)),
-        (false, "under by .002", World::Even(0.948, 0.03)),
-        (false, ".005", World::Even(0.945, 0.03)),
-        (false, ".01", World::Even(0.94, 0.03)),
-        (false, ".02", World::Even(0.93, 0.03)),
-        (false, ".05", World::Even(0.9, 0.03)),
-        (false, "5 % bad prompts", World::Tail(0.965, 0.025, 0.05)),
-        (false, ".02 from prompt 2,000 on", World::Late(0.93, 2000)),
-    ]
-    .map(|(silent, name, world)| Column { name, silent, world });
+        Column::silent("healthy .965, sd .025", World::Even(0.965, 0.025), 0.0),
+        Column::silent("healthy .965, sd .06", World::Even(0.965, 0.06), 0.0),
+        Column::silent("at .95, sd .03", World::Even(0.95, 0.03), 0.01),
+        Column::silent("at .95, heavy tail", World::Tail(0.961_757, 0.02, 0.0325, 0.6), 0.01),
+        Column::bad("under by .002", World::Even(0.948, 0.03), 2490.0),
+        Column::bad(".005", World::Even(0.945, 0.03), 410.0),
+        Column::bad(".01", World::Even(0.94, 0.03), 100.0),
+        Column::bad(".02", World::Even(0.93, 0.03), 30.0),
+        Column::bad(".05", World::Even(0.9, 0.03), 20.0),
+        Column::bad("5 % of prompts around .27", World::Tail(0.965, 0.025, 0.05, 0.27), 490.0),
+        Column::bad(".02 from prompt 2,000 on", World::Late(0.93, 2000), 60.0).from(2000),
+    ];
     let title = "Mean cosine, threshold .95: false rollbacks in %, then prompts until it is found";
-    print(title, &RULES, &columns, Size::of(short, 2000, 400), one);
+    print((title, LOOK), &RULES, &columns, Size::of(short, 2000, 400), promises, one);
 }
 
 fn draw(world: World, random: &mut Random, i: u32) -> f64 {
@@ -64,9 +67,9 @@ fn draw(world: World, random: &mut Random, i: u32) -> f64 {
     };
     match world {
         World::Even(mean, sd) => even(random, mean, sd),
-        World::Tail(mean, sd, bad) => {
+        World::Tail(mean, sd, bad, around) => {
             if random.happens(bad) {
-                even(random, 0.6, 0.05)
+                even(random, around, 0.05)
             } else {
                 even(random, mean, sd)
             }

@@ -1,15 +1,43 @@
 //! Rules side by side on the same data: each run of a world is drawn once, and every rule looks at it.
 
+use super::promises::Promises;
 use bitnet_core::simulate::interval;
 
 /// The tick (or look) at which each rule fired in one run, in the order of the rules.
 pub(crate) type Fired = Vec<Option<u32>>;
 
-/// One column: a world and whether a good rule stays silent in it.
+/// One column: a world, and what was promised of our rule in it.
 pub(crate) struct Column<W> {
-    pub(crate) name: &'static str,
-    pub(crate) silent: bool,
-    pub(crate) world: W,
+    name: &'static str,
+    world: W,
+    promise: Promise,
+    /// The tick (or look) after which the defect begins.
+    onset: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Promise {
+    /// A good rule stays silent: it fires in at most this share of the runs.
+    Silent(f64),
+    /// It fires, with this median.
+    Fires(Option<f64>),
+}
+
+impl<W> Column<W> {
+    /// A world in which a good rule stays silent, but for the share `most` of the runs.
+    pub(crate) fn silent(name: &'static str, world: W, most: f64) -> Self {
+        Self { name, world, promise: Promise::Silent(most), onset: 0 }
+    }
+
+    /// A world with a defect that is to be found after `promised` (median; 0: nothing is promised).
+    pub(crate) fn bad(name: &'static str, world: W, promised: f64) -> Self {
+        Self { name, world, promise: Promise::Fires((promised > 0.0).then_some(promised)), onset: 0 }
+    }
+
+    /// The same from a tick (or look) on.
+    pub(crate) fn from(self, onset: u32) -> Self {
+        Self { onset, ..self }
+    }
 }
 
 /// Runs of a silent world, and of one with a defect.
@@ -26,13 +54,15 @@ impl Size {
     }
 }
 
-/// Prints a table: false alarms of silent worlds in percent; of the others `median/90 % quantile` of the time until it was
-/// found, with the share that was found in front where that is not all.
+/// Prints a table: false alarms of silent worlds in percent, with the upper end of their 95 % interval; of the others
+/// `median/90 % quantile` of the time from a defect's beginning until it was found, with the share that was found in front where
+/// that is not all. The last rule is ours: its row is held against the promises, with times up to one `unit` later.
 pub(crate) fn print<W: Sync>(
-    title: &str,
+    (title, unit): (&str, u32),
     rules: &[&str],
     columns: &[Column<W>],
     size: Size,
+    promises: &mut Promises,
     one: impl Fn(&W, u64) -> Fired + Sync,
 ) {
     println!(
@@ -41,38 +71,92 @@ pub(crate) fn print<W: Sync>(
     );
     let names: Vec<&str> = columns.iter().map(|c| c.name).collect();
     println!("| rule | {} |\n|---{}|", names.join(" | "), "|---".repeat(columns.len()));
-    let cells: Vec<Vec<String>> = columns
+    let cells: Vec<Vec<Cell>> = columns
         .iter()
         .map(|column| {
-            let runs = if column.silent { size.silent } else { size.bad };
+            let silent = matches!(column.promise, Promise::Silent(_));
+            let runs = if silent { size.silent } else { size.bad };
             let fired = super::parallel(runs, |seed| one(&column.world, seed + 1));
-            (0..rules.len()).map(|rule| cell(column.silent, fired.iter().map(|f| f[rule]))).collect()
+            (0..rules.len()).map(|rule| Cell::of(column.onset, fired.iter().map(|f| f[rule]))).collect()
         })
         .collect();
     for (i, rule) in rules.iter().enumerate() {
-        let row: Vec<&str> = cells.iter().map(|column| column[i].as_str()).collect();
+        let row: Vec<String> = cells
+            .iter()
+            .zip(columns)
+            .map(|(column, c)| column[i].words(matches!(c.promise, Promise::Silent(_))))
+            .collect();
         println!("| {rule} | {} |", row.join(" | "));
+    }
+    let short_title = title.split(':').next().unwrap_or(title);
+    for (column, cells) in columns.iter().zip(&cells) {
+        let Some(ours) = cells.last() else { continue };
+        let what = format!("{short_title}: {}", column.name);
+        match column.promise {
+            Promise::Silent(most) => promises.at_most(&what, ours.times.len() as u64 + ours.early, ours.runs, most),
+            Promise::Fires(Some(promised)) => {
+                promises.delay(&what, ours.quantile(0.5).map(f64::from), promised, f64::from(unit));
+            }
+            Promise::Fires(None) => {}
+        }
     }
 }
 
-fn cell(silent: bool, fired: impl Iterator<Item = Option<u32>>) -> String {
-    let all: Vec<Option<u32>> = fired.collect();
-    let mut times: Vec<u32> = all.iter().flatten().copied().collect();
-    times.sort_unstable();
-    let share = times.len() as f64 / all.len().max(1) as f64;
-    let percent = short(100.0 * share);
-    if silent || times.is_empty() {
-        return percent;
+/// When a rule fired in the runs of one world.
+struct Cell {
+    runs: u64,
+    /// Times since the defect began, in rising order.
+    times: Vec<u32>,
+    /// Runs in which it fired before there was a defect.
+    early: u64,
+}
+
+impl Cell {
+    fn of(onset: u32, fired: impl Iterator<Item = Option<u32>>) -> Self {
+        let mut cell = Self { runs: 0, times: Vec::new(), early: 0 };
+        for time in fired {
+            cell.runs += 1;
+            match time {
+                Some(time) if time > onset => cell.times.push(time - onset),
+                Some(_) => cell.early += 1,
+                None => {}
+            }
+        }
+        cell.times.sort_unstable();
+        cell
     }
-    let at = |p: f64| times[((times.len() as f64 * p) as usize).min(times.len() - 1)];
-    let found = if times.len() == all.len() { String::new() } else { format!("{percent} %, ") };
-    format!("{found}{}/{}", at(0.5), at(0.9))
+
+    fn quantile(&self, p: f64) -> Option<u32> {
+        let last = self.times.len().checked_sub(1)?;
+        Some(self.times[((self.times.len() as f64 * p) as usize).min(last)])
+    }
+
+    fn words(&self, silent: bool) -> String {
+        let found = self.times.len() as u64;
+        if silent {
+            let (_, high) = interval(found + self.early, self.runs);
+            return format!("{} (≤ {})", percent(found + self.early, self.runs), short(100.0 * high));
+        }
+        let early =
+            if self.early > 0 { format!(", {} % before", percent(self.early, self.runs)) } else { String::new() };
+        let (Some(median), Some(late)) = (self.quantile(0.5), self.quantile(0.9)) else {
+            return format!("0 %{early}");
+        };
+        let share = if found == self.runs { String::new() } else { format!("{} %, ", percent(found, self.runs)) };
+        format!("{share}{median}/{late}{early}")
+    }
+}
+
+fn percent(count: u64, runs: u64) -> String {
+    short(100.0 * count as f64 / runs.max(1) as f64)
 }
 
 /// At most three digits.
 pub(crate) fn short(x: f64) -> String {
     if x == 0.0 {
         "0".into()
+    } else if x < 1.0 {
+        format!("{x:.2}")
     } else if x < 10.0 {
         format!("{x:.1}")
     } else {

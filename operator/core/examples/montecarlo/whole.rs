@@ -2,6 +2,7 @@
 
 use super::{
     latency::{self, TICKS, Votes, cells, history, quantile},
+    promises::Promises,
     table::{BOUND, Checks, Column, Fired, Firsts, Size, print},
 };
 use bitnet_core::{
@@ -43,29 +44,33 @@ const RULES: [&str; 7] = [
     "**ours**",
 ];
 
-pub(crate) fn tables(short: bool) {
+pub(crate) fn tables(short: bool, promises: &mut Promises) {
     let good = World { cosine: 0.965, latency: 1.0, errors: STABLE_ERRORS, onset: 0, burst: 0 };
     let fair = World { cosine: 0.957, latency: 1.1, errors: 0.003, ..good };
     let edge = World { cosine: 0.95, latency: 1.2, errors: 0.004, ..good };
     let columns = [
-        (true, "healthy", good),
-        (true, "acceptable (.957, 1.1x, .3 %)", fair),
-        (true, "all at the boundary", edge),
-        (true, "healthy, 10 s bursts", World { burst: 1, ..good }),
-        (true, "healthy, 30 s bursts", World { burst: 3, ..good }),
-        (true, "acceptable, 10 s bursts", World { burst: 1, ..fair }),
-        (true, "boundary, 10 s bursts", World { burst: 1, ..edge }),
-        (false, "cosine .945", World { cosine: 0.945, ..good }),
-        (false, "cosine .93", World { cosine: 0.93, ..good }),
-        (false, "latency 1.3x", World { latency: 1.3, ..good }),
-        (false, "latency 1.5x", World { latency: 1.5, ..good }),
-        (false, "1.5x, bursts", World { latency: 1.5, burst: 1, ..good }),
-        (false, "errors 2 %", World { errors: 0.02, ..good }),
-        (false, "all three from tick 180 on", World { cosine: 0.93, latency: 1.5, errors: 0.02, onset: 180, ..good }),
-    ]
-    .map(|(silent, name, world)| Column { name, silent, world });
+        Column::silent("healthy", good, 0.0),
+        Column::silent("acceptable (.957, 1.1x, .3 %)", fair, 0.0),
+        Column::silent("all at the boundary", edge, 0.01),
+        Column::silent("healthy, 10 s bursts", World { burst: 1, ..good }, 0.0),
+        Column::silent("healthy, 30 s bursts", World { burst: 3, ..good }, 0.0),
+        Column::silent("acceptable, 10 s bursts", World { burst: 1, ..fair }, 0.0),
+        Column::silent("boundary, 10 s bursts", World { burst: 1, ..edge }, 0.01),
+        Column::bad("cosine .945", World { cosine: 0.945, ..good }, 47.0),
+        Column::bad("cosine .93", World { cosine: 0.93, ..good }, 4.0),
+        Column::bad("latency 1.3x", World { latency: 1.3, ..good }, 28.0),
+        Column::bad("latency 1.5x", World { latency: 1.5, ..good }, 15.0),
+        Column::bad("1.5x, bursts", World { latency: 1.5, burst: 1, ..good }, 15.0),
+        Column::bad("errors 2 %", World { errors: 0.02, ..good }, 20.0),
+        Column::bad(
+            "all three from tick 180 on",
+            World { cosine: 0.93, latency: 1.5, errors: 0.02, onset: 180, ..good },
+            6.0,
+        )
+        .from(180),
+    ];
     let title = "Whole decision: false rollbacks in %, then ticks of 10 s until a defect is found";
-    print(title, &RULES, &columns, Size::of(short, 2000, 200), one);
+    print((title, 1), &RULES, &columns, Size::of(short, 2000, 200), promises, one);
 }
 
 /// Bursts of an arm: latency times three in 2 % of the ticks, a fifth of the requests failing in 1 %.
@@ -104,7 +109,10 @@ struct Tests {
 /// What a tick brought.
 struct Data<'a> {
     prompts: &'a [f64],
+    /// Requests, as logarithms of their seconds.
     arms: &'a [Vec<f64>; 2],
+    /// Mean seconds of stable, and of the candidate's last 50.
+    means: (f64, f64),
     failed: [u64; 2],
 }
 
@@ -173,11 +181,14 @@ fn one(world: &World, seed: u64) -> Fired {
         let mut failed = [0; 2];
         for (arm, burst) in bursts.iter_mut().enumerate() {
             let (slow, failing) = burst.tick(&mut random, world.burst);
-            arms[arm].iter_mut().for_each(|x| *x *= slow);
+            let shift = slow.ln();
+            arms[arm].iter_mut().for_each(|ln| *ln += shift);
             let rate = if arm == 0 && on { world.errors } else { STABLE_ERRORS };
             failed[arm] = random.binomial(arms[arm].len() as u64, (rate + failing).min(1.0));
         }
-        let data = Data { prompts: &prompts, arms: &arms, failed };
+        let mean = |logs: &[f64]| logs.iter().map(|ln| ln.exp()).sum::<f64>() / logs.len() as f64;
+        let means = (mean(&arms[1]), mean(&arms[0][arms[0].len() - 50..]));
+        let data = Data { prompts: &prompts, arms: &arms, means, failed };
         firsts.at(0, t, || seeds.fires(&data));
         minutes.add(&data);
         if t.is_multiple_of(MINUTE) {
@@ -205,8 +216,7 @@ impl Seeds {
         self.prompts.extend(data.prompts);
         self.failed.push(data.failed[0]);
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-        let last = &data.arms[0][data.arms[0].len() - 50..];
-        let slow = mean(last) > 2.0 * mean(&data.arms[1]);
+        let slow = data.means.1 > 2.0 * data.means.0;
         let (n, ticks) = (self.prompts.len(), self.failed.len());
         let far = n >= 100 && mean(&self.prompts[n - 100..]) < 0.95;
         let failing = ticks >= 10 && self.failed[ticks - 10..].iter().sum::<u64>() > 10;
@@ -218,7 +228,8 @@ impl Seeds {
 #[derive(Default)]
 struct Minutes {
     prompts: Vec<f64>,
-    seconds: [Vec<f64>; 2],
+    /// Logarithms of seconds.
+    logs: [Vec<f64>; 2],
     failed: [u64; 2],
     requests: u64,
     /// Series of p99, error rate and mean cosine, candidate and stable (the threshold stands for stable's cosine).
@@ -231,7 +242,7 @@ impl Minutes {
         self.prompts.extend(data.prompts);
         self.requests += data.arms[0].len() as u64;
         for arm in 0..2 {
-            self.seconds[arm].extend(&data.arms[arm]);
+            self.logs[arm].extend(&data.arms[arm]);
             self.failed[arm] += data.failed[arm];
         }
     }
@@ -239,7 +250,7 @@ impl Minutes {
     /// Flagger-style with 1.5x and 2x, Argo-style, Kayenta.
     fn close(&mut self) -> [bool; 4] {
         let cosine = self.prompts.iter().sum::<f64>() / self.prompts.len() as f64;
-        let [candidate, stable] = self.seconds.each_mut().map(|s| quantile(s, 0.99));
+        let [candidate, stable] = self.logs.each_mut().map(|logs| quantile(logs, 0.99).exp());
         let rates = self.failed.map(|f| f as f64 / self.requests as f64);
         let values = [[candidate, stable], rates, [-cosine, -0.95]];
         for (series, value) in self.series.iter_mut().zip(values) {
@@ -254,7 +265,7 @@ impl Minutes {
             self.kayenta(),
         ];
         self.prompts.clear();
-        self.seconds.iter_mut().for_each(Vec::clear);
+        self.logs.iter_mut().for_each(Vec::clear);
         (self.failed, self.requests) = ([0; 2], 0);
         found
     }

@@ -36,7 +36,8 @@ pub(super) fn of<'a>(view: &View<'a>) -> Option<&'a AbTest> {
     }
 }
 
-fn settings(test: &AbTest, gate: &Gate) -> AbSettings {
+/// The test of the users.
+pub(crate) fn settings(test: &AbTest, gate: &Gate) -> AbSettings {
     AbSettings {
         metric: test.metric.unwrap_or(AbMetric::Conversion),
         alpha: gate.alpha_promote,
@@ -47,7 +48,7 @@ fn settings(test: &AbTest, gate: &Gate) -> AbSettings {
 
 /// What a promotion asks. Live latency is decided only at equal load: where the candidate's share is smaller, the pairs
 /// decide it alone, as before a switch; errors are asked in any case.
-pub(super) fn asked(test: &AbTest, evidence: &Evidence, gate: &Gate, assessment: Assessment) -> Assessment {
+pub(crate) fn asked(test: &AbTest, evidence: &Evidence, gate: &Gate, assessment: Assessment) -> Assessment {
     if test.weight() >= EQUAL_LOAD {
         return assessment;
     }

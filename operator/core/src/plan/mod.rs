@@ -29,6 +29,7 @@ mod verdict;
 mod view;
 mod words;
 
+pub(crate) use ab_test::{asked as ab_asked, settings as ab_settings};
 pub use blue_green::preview_name;
 pub use guard::{Watch, guard_due};
 pub use state::{Attempt, Seen, State, StateError};

@@ -1,12 +1,13 @@
 //! Gates that cannot decide, found before a rollout: by the planning formulas of [`crate::stats::forecast`], which lie
 //! within about 30 % of simulation.
 
-use super::{Course, Step};
+use super::{Course, Step, Users};
 use crate::{
     Span,
-    evidence::{Gate, OnNoTraffic},
-    model::Pace,
-    stats::{forecast, histogram::Shift},
+    evidence::{Gate, OnNoTraffic, ab::AbMetric},
+    model::{AbTest, GuardRule, OnEnd, Pace},
+    plan::ab_settings,
+    stats::{asymptotic, forecast, histogram::Shift},
 };
 use statrs::distribution::{ContinuousCDF, Normal};
 
@@ -27,6 +28,8 @@ pub struct Setting {
     pub pod_spread: f64,
     /// Pods of the candidate and of stable.
     pub pods: (u32, u32),
+    /// Users of an A/B test, with the smallest difference between candidate and stable that matters.
+    pub users: Users,
 }
 
 /// How bad a finding is.
@@ -72,11 +75,18 @@ const HISTORY_GENERATIONS: f64 = 100.0;
 const WINDOW: f64 = 60.0;
 const BLOCK: f64 = 10.0;
 
-/// Finds what keeps a gate from deciding, worst first; nothing where it can.
-pub fn lint(gate: &Gate, course: &Course, setting: &Setting) -> Vec<Finding> {
+/// Alarms per year that a guard may raise of a model on its margins: more, and nobody heeds them.
+const ALARMS_A_YEAR: f64 = 12.0;
+
+/// Finds what keeps a gate from deciding, worst first; nothing where it can. `guard` is what follows a promotion, if anything
+/// does.
+pub fn lint(gate: &Gate, course: &Course, guard: Option<&GuardRule>, setting: &Setting) -> Vec<Finding> {
     let mut found = Found { list: Vec::new() };
     found.quality(gate, setting);
-    found.pairs(gate, setting);
+    // A test that only reports asks no proof of latency.
+    if !matches!(course, Course::Test(test) if test.on_end == OnEnd::Report) {
+        found.pairs(gate, setting);
+    }
     match course {
         Course::Steps(steps, pace) => {
             // A step that the evidence ends takes at least one block.
@@ -87,6 +97,10 @@ pub fn lint(gate: &Gate, course: &Course, setting: &Setting) -> Vec<Finding> {
             found.traffic(gate, &steps, setting);
         }
         Course::Switch { .. } => found.window(gate, 100, setting),
+        Course::Test(test) => found.test(gate, test, setting),
+    }
+    if let Some(rule) = guard {
+        found.guard(rule, setting);
     }
     found.pods(gate, setting);
     found.list.sort_by_key(|f| f.severity);
@@ -233,6 +247,83 @@ impl Found {
             }
         }
         self.window(gate, first.weight, setting);
+    }
+
+    /// The users of an A/B test; and what the gate asks where it may promote.
+    fn test(&mut self, gate: &Gate, test: &AbTest, setting: &Setting) {
+        self.window(gate, test.weight(), setting);
+        if test.on_end == OnEnd::Promote {
+            // At the split it is the test's time that counts, not the gate's deadline.
+            let lasting = Gate { deadline: test.duration(), ..gate.clone() };
+            let step = Step { weight: test.weight(), duration: Span(0) };
+            self.traffic(&lasting, &[step], setting);
+        }
+        let Some(metric) = test.metric else { return };
+        let users = setting.users;
+        let all = users.per_second * test.duration().as_seconds();
+        let share = f64::from(test.weight()) / 100.0;
+        let (candidate, stable) = (all * share, all * (1.0 - share));
+        let alpha = ab_settings(test, gate).alpha;
+        let (rule, enough) = match metric {
+            AbMetric::Conversion => {
+                let needed = forecast::two_shares(alpha, users.outcome.0, users.outcome.1);
+                // Of unequal arms as much comes as of equal ones of this size.
+                let equal = 2.0 * candidate * stable / all.max(1.0);
+                let text = needed.map_or("cannot be told apart".to_owned(), |n| {
+                    format!("take about {n} users per arm, and as much as {equal:.0} will come")
+                });
+                (text, needed.is_some_and(|n| n as f64 <= equal))
+            }
+            AbMetric::Mean { .. } => {
+                let least = candidate.min(stable);
+                let variance = users.deviation.powi(2) * (1.0 / candidate.max(1.0) + 1.0 / stable.max(1.0));
+                let planned = ab_settings(test, gate).planned as f64;
+                let rho = asymptotic::narrowest_at(planned, alpha);
+                let half = asymptotic::half_width(all.max(1.0), (all.max(1.0) * variance).sqrt(), rho, alpha);
+                let gap = (users.outcome.0 - users.outcome.1).abs();
+                let text = format!(
+                    "can be told apart if they are {half:.3} apart at the end, with {least:.0} users in the smaller arm \
+                     (at least {} are asked for)",
+                    asymptotic::LEAST
+                );
+                (text, half <= gap && least >= asymptotic::LEAST as f64)
+            }
+        };
+        if !enough {
+            self.cannot(
+                "spec.strategy.abTest.duration",
+                format!("outcomes of {:.4} and {:.4} {rule}", users.outcome.0, users.outcome.1),
+                "test longer, split evenly, or ask for a larger difference",
+            );
+        }
+    }
+
+    /// A guard that will call a good model, or call too often.
+    fn guard(&mut self, rule: &GuardRule, setting: &Setting) {
+        let settings = &rule.settings;
+        let cases = [
+            (setting.cosine.0 <= settings.min_mean, "mean cosine", setting.cosine.0, settings.min_mean),
+            (setting.tail >= settings.tail_share, "share in the tail", setting.tail, settings.tail_share),
+        ];
+        for (_, name, good, margin) in cases.into_iter().filter(|c| c.0) {
+            self.cannot(
+                "spec.guard",
+                format!("a good model's {name} is {good}, the margin is {margin}: the guard will send it back to fp16"),
+                "widen the gate's margin, or leave the guard out",
+            );
+        }
+        let years = settings.run_length * rule.interval.as_seconds() / (365.0 * 86_400.0);
+        if years * ALARMS_A_YEAR < 1.0 {
+            self.weak(
+                "spec.guard.interval",
+                format!(
+                    "a comparison every {} s calls a model on its margins every {:.0} days on average",
+                    rule.interval.as_seconds(),
+                    years * 365.0
+                ),
+                "compare less often: a healthy model is called far less, but not never",
+            );
+        }
     }
 
     /// Without live requests the pairs' generations stand in for them.

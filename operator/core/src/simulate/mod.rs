@@ -7,14 +7,19 @@
 //! the numbers that it is given.
 
 mod forecast;
+mod guard;
 mod latency;
 pub mod lint;
 mod place;
 mod random;
+mod users;
 mod world;
 
 pub use forecast::{Forecast, Spread, forecast, interval};
+pub use guard::watch;
+pub use latency::Latencies;
 pub use random::Random;
+pub use users::{Outcome, Users, test_users};
 pub use world::{World, ticks};
 
 use crate::{
@@ -22,7 +27,6 @@ use crate::{
     evidence::{Evidence, Gate, OnInconclusive, SignalKind, codec::Writer},
     model,
 };
-use latency::Latencies;
 use place::Place;
 use world::Running;
 
@@ -42,7 +46,7 @@ impl From<&model::CanaryStep> for Step {
 }
 
 /// How the candidate's weight rises.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Course {
     /// A canary: weights one after the other. A pause that waits for a person takes no time here.
     Steps(Vec<Step>, model::Pace),
@@ -51,6 +55,10 @@ pub enum Course {
         /// Time under watch after the switch, before the promotion.
         beside: Span,
     },
+    /// The gate's part of an A/B test: quality at weight 0, then the split; it ends promoted where a promotion would be allowed.
+    /// After two deadlines at the split nothing new comes, so longer tests are cut off there. What users say is a matter of
+    /// [`test_users`].
+    Test(model::AbTest),
 }
 
 impl Course {
@@ -64,18 +72,23 @@ impl Course {
         match &rollout.strategy {
             model::Strategy::Canary(canary) => Self::Steps(canary.steps.iter().map(Step::from).collect(), canary.pace),
             model::Strategy::BlueGreen(_) => Self::Switch { beside: rollout.scale_down_delay },
-            // What the gate sees of an A/B test is one step of fixed weight and length; what users prefer is not forecast.
-            model::Strategy::AbTest(test) => Self::Steps(vec![Step::from(&test.split[0])], model::Pace::Time),
+            model::Strategy::AbTest(test) => Self::Test(test.clone()),
         }
     }
 
-    /// Time under watch after all was proven.
-    fn beside(&self) -> Span {
+    /// Time to which the gate's deadline does not apply: beside the old revision after a switch, and at the split of a test.
+    fn beyond_deadline(&self, gate: &Gate) -> Span {
         match self {
             Self::Steps(..) => Span(0),
             Self::Switch { beside } => *beside,
+            Self::Test(test) => at_split(test, gate),
         }
     }
+}
+
+/// Time at the split of an A/B test that is simulated.
+fn at_split(test: &model::AbTest, gate: &Gate) -> Span {
+    test.duration().min(Span(gate.deadline.0.saturating_mul(2)))
 }
 
 /// How a run ended.
@@ -102,7 +115,7 @@ pub struct Run {
     pub exposed: u64,
     /// Greatest weight that it had.
     pub weight: u32,
-    /// Longest encoded state in bytes.
+    /// Longest encoded state in bytes, of every eighth tick and the last.
     pub state: usize,
 }
 
@@ -115,8 +128,11 @@ pub fn run(gate: &Gate, course: &Course, world: &World, seed: u64) -> Run {
     let (mut state, mut heaviest, mut exposed) = (0, 0, 0);
     // Each edit starts the deadline anew, and so does a gate that extends: neither may make a run without end.
     let deadlines = if world.edits > 0 || gate.on_inconclusive == OnInconclusive::Extend { 3 } else { 1 };
-    let watched = course.beside().0 / gate.interval.0.max(1) + 1 + i64::from(world.confirm);
-    let watched = if course.beside() == Span(0) { 0 } else { u32::try_from(watched).unwrap_or(u32::MAX) };
+    let beyond = course.beyond_deadline(gate);
+    // Each tripped wire begins it again.
+    let rounds = if matches!(course, Course::Test(_)) { i64::from(place::TRIPS) } else { 1 };
+    let watched = rounds * (beyond.0 / gate.interval.0.max(1) + 1 + i64::from(world.confirm));
+    let watched = if beyond == Span(0) { 0 } else { u32::try_from(watched).unwrap_or(u32::MAX) };
     let limit = gate.horizon().saturating_mul(deadlines).saturating_add(watched).max(1);
     for number in 1..=limit {
         if world.edits > 0 && number > 1 && (number - 1) % world.edits == 0 {
@@ -130,11 +146,15 @@ pub fn run(gate: &Gate, course: &Course, world: &World, seed: u64) -> Run {
         let assessment = evidence.step(&now, &tick);
         let assessment = place.asked(&now, &evidence, assessment);
         exposed = assessment.exposed_requests;
-        let mut writer = Writer::new();
-        evidence.encode_into(&mut writer);
-        state = state.max(writer.len());
         place.pass();
-        if let Some(end) = place.decide(&now, &assessment, world.confirm) {
+        let end = place.decide(&now, &assessment, world.confirm);
+        // States grow slowly: a look at some of them finds the longest but for a few bytes.
+        if end.is_some() || number % 8 == 0 {
+            let mut writer = Writer::new();
+            evidence.encode_into(&mut writer);
+            state = state.max(writer.len());
+        }
+        if let Some(end) = end {
             return Run { end, ticks: number, exposed, weight: heaviest, state };
         }
     }

@@ -1,15 +1,16 @@
-use super::{Course, End};
+use super::{Course, End, at_split};
 use crate::{
     Span,
-    evidence::{Assessment, Evidence, Finding, Gate, OnInconclusive},
+    evidence::{Assessment, Evidence, Finding, Gate, OnInconclusive, OnNoTraffic},
     model::Pace,
+    plan::ab_asked,
 };
 
 /// Ticks of rest after a tripped wire.
 const REST: u32 = 2;
 
 /// The third tripped wire rolls back.
-const TRIPS: u32 = 3;
+pub(super) const TRIPS: u32 = 3;
 
 /// Shortest block of the rollback tests, in milliseconds: with less, a raise by evidence would rest on nothing.
 const BLOCK_MS: i64 = 10_000;
@@ -39,7 +40,7 @@ impl Place {
     fn weights(&self) -> usize {
         match &self.course {
             Course::Steps(steps, _) => steps.len(),
-            Course::Switch { .. } => 1,
+            Course::Switch { .. } | Course::Test(_) => 1,
         }
     }
 
@@ -48,6 +49,7 @@ impl Place {
             (_, 0) => 0,
             (Course::Steps(steps, _), i) => steps.get(i - 1).map_or(0, |s| s.weight),
             (Course::Switch { .. }, _) => 100,
+            (Course::Test(test), _) => test.weight(),
         }
     }
 
@@ -94,6 +96,7 @@ impl Place {
     fn least(&self, gate: &Gate, step: usize) -> Span {
         match &self.course {
             Course::Switch { beside } => *beside,
+            Course::Test(test) => at_split(test, gate),
             Course::Steps(_, Pace::Evidence) => {
                 Span(gate.interval.0.max(1).saturating_mul(i64::from(block_ticks(gate))))
             }
@@ -113,12 +116,13 @@ impl Place {
         match &self.course {
             Course::Steps(steps, _) => steps.get(self.step.saturating_sub(1)).map_or(Span(0), |s| s.duration),
             Course::Switch { .. } => Span(0),
+            Course::Test(test) => test.duration(),
         }
     }
 
     /// Least time before the last step.
     pub(super) fn until_last(&self, gate: &Gate) -> Span {
-        if self.last() {
+        if self.last() || matches!(self.course, Course::Test(_)) {
             return Span(0);
         }
         let before = self.step.max(1)..self.weights();
@@ -128,9 +132,10 @@ impl Place {
 
     /// What the strategy asks of a promotion: a switch at weight 0 has no live requests to ask anything of.
     pub(super) fn asked(&self, gate: &Gate, evidence: &Evidence, assessment: Assessment) -> Assessment {
-        match self.course {
+        match &self.course {
             Course::Steps(..) => assessment,
             Course::Switch { .. } => evidence.for_switch(gate, assessment),
+            Course::Test(test) => ab_asked(test, evidence, gate, assessment),
         }
     }
 
@@ -145,7 +150,7 @@ impl Place {
 
     /// One decision; `Some` ends the run.
     pub(super) fn decide(&mut self, gate: &Gate, assessment: &Assessment, confirm: u32) -> Option<End> {
-        let switched = matches!(self.course, Course::Switch { .. }) && self.step > 0;
+        let beyond_deadline = !matches!(self.course, Course::Steps(..)) && self.step > 0;
         match &assessment.finding {
             Finding::RollBack { signal, .. } => return Some(End::RolledBack(*signal)),
             Finding::Tripwire { .. } => {
@@ -161,7 +166,13 @@ impl Place {
             Finding::Promote if self.last() && self.dwelt(gate) && !self.leaning(gate, assessment) => {
                 return Some(End::Promoted);
             }
-            Finding::Inconclusive if !switched && gate.on_inconclusive != OnInconclusive::Extend => {
+            // The split lasts as long as it lasts, whatever is proven.
+            Finding::Inconclusive | Finding::Continue
+                if matches!(self.course, Course::Test(_)) && self.last() && self.dwelt(gate) =>
+            {
+                return Some(End::Inconclusive(assessment.missing.clone()));
+            }
+            Finding::Inconclusive if !beyond_deadline && gate.on_inconclusive != OnInconclusive::Extend => {
                 return Some(End::Inconclusive(assessment.missing.clone()));
             }
             Finding::Promote | Finding::Inconclusive | Finding::Continue => {}
@@ -180,9 +191,11 @@ impl Place {
         }
         match self.course {
             Course::Switch { .. } => assessment.finding == Finding::Promote,
+            Course::Test(_) => assessment.quality_proven,
             Course::Steps(..) if self.step == 0 => true,
             Course::Steps(..) => {
-                self.dwelt(gate) && assessment.quality_proven && (assessment.fresh || assessment.no_traffic)
+                let silent = assessment.no_traffic && gate.on_no_traffic == OnNoTraffic::Probe;
+                self.dwelt(gate) && assessment.quality_proven && (assessment.fresh && !assessment.no_traffic || silent)
             }
         }
     }

@@ -1,7 +1,7 @@
 use super::{Course, Latencies, Place, Random};
 use crate::{
     Time,
-    evidence::{Gate, GenerationSample, LiveArm, Probes, PromptSample, Tick},
+    evidence::{Gate, GenerationSample, LiveArm, ProbeSettings, Probes, PromptSample, Tick},
 };
 
 /// How the candidate differs from stable, and what both live in.
@@ -25,6 +25,8 @@ pub struct World {
     pub load: f64,
     /// Share of ticks in which one arm alone is three times as slow and fails a fifth of its requests.
     pub bursts: f64,
+    /// Ticks that such a burst lasts, at least 1.
+    pub burst: u32,
     /// Standard deviation of a pair's generation, in logarithms.
     pub pair_noise: f64,
     /// Chance that a generation had the engine to itself.
@@ -56,6 +58,7 @@ impl World {
             before: ((0.965, 0.025), 0.01),
             load: 1.4,
             bursts: 0.0,
+            burst: 1,
             pair_noise: 0.2,
             alone: 0.7,
             pods: (3, 3),
@@ -65,6 +68,11 @@ impl World {
             history: 20_000,
             confirm: 0,
         }
+    }
+
+    /// What is true in a tick.
+    pub(super) fn at(&self, tick: u32) -> Self {
+        if tick <= self.onset { self.before_onset() } else { *self }
     }
 
     /// What is true before the defect begins.
@@ -86,6 +94,8 @@ pub(super) struct Running {
     latencies: Latencies,
     /// Speeds of the pods of candidate and stable.
     pods: [Vec<f64>; 2],
+    /// Ticks that a burst of each arm still lasts.
+    bursts: [u32; 2],
     before: LiveArm,
 }
 
@@ -94,7 +104,8 @@ impl Running {
         let mut random = Random::new(seed);
         let pods = [world.pods.0, world.pods.1]
             .map(|count| (0..count.max(1)).map(|_| (world.pod_spread * random.normal()).exp()).collect::<Vec<_>>());
-        let mut running = Self { random, latencies: Latencies::default(), pods, before: LiveArm::default() };
+        let (latencies, before) = (Latencies::default(), LiveArm::default());
+        let mut running = Self { random, latencies, pods, bursts: [0; 2], before };
         running.before = running.arm(1, world.history, world.load, world.errors.1);
         running
     }
@@ -103,15 +114,34 @@ impl Running {
     fn arm(&mut self, arm: usize, requests: u64, slow: f64, errors: f64) -> LiveArm {
         let failed = self.random.binomial(requests, errors.clamp(0.0, 1.0));
         let mut live = LiveArm { requests, errors: failed, ..LiveArm::default() };
-        let (mut rest, count) = (requests - failed, self.pods[arm].len());
-        for pod in 0..count {
-            let here = if pod + 1 == count { rest } else { self.random.binomial(rest, 1.0 / (count - pod) as f64) };
+        let served = requests - failed;
+        // Equal pods are as one.
+        let speeds = &self.pods[arm];
+        let different = if speeds.iter().all(|s| *s == speeds[0]) { 1 } else { speeds.len() };
+        let mut parts = Vec::with_capacity(different);
+        let mut rest = served;
+        for (pod, speed) in speeds.iter().take(different).enumerate() {
+            let left = different - pod;
+            let here = if left == 1 { rest } else { self.random.binomial(rest, 1.0 / left as f64) };
             rest -= here;
-            let slow = slow * self.pods[arm][pod];
-            self.latencies.add(&mut self.random, &mut live.ttft, here, MEDIANS[0] * slow);
-            self.latencies.add(&mut self.random, &mut live.tpot, here, MEDIANS[1] * slow);
+            parts.push((here, slow * speed));
+        }
+        for (metric, median) in [&mut live.ttft, &mut live.tpot].into_iter().zip(MEDIANS) {
+            for (here, slow) in &parts {
+                self.latencies.add(&mut self.random, *here, median * slow);
+            }
+            *metric = self.latencies.take();
         }
         live
+    }
+
+    /// A burst hits this arm in the next tick.
+    fn bursts(&mut self, world: &World, arm: usize) -> bool {
+        let length = world.burst.max(1);
+        // As many begin as make the given share of all ticks.
+        let begins = self.random.happens(world.bursts / f64::from(length));
+        self.bursts[arm] = if begins { length } else { self.bursts[arm].saturating_sub(1) };
+        self.bursts[arm] > 0
     }
 
     fn cosine(&mut self, (mean, sd): (f64, f64)) -> f64 {
@@ -124,10 +154,10 @@ impl Running {
         1.0 - self.random.beta(rest * total, mean * total)
     }
 
-    fn probes(&mut self, gate: &Gate, world: &World, number: u32) -> Probes {
-        let prompts = (0..gate.probes.per_tick).map(|_| PromptSample {
+    pub(super) fn probes(&mut self, gate: &ProbeSettings, tail_min: f64, world: &World, number: u32) -> Probes {
+        let prompts = (0..gate.per_tick).map(|_| PromptSample {
             cosine: self.cosine(world.cosine),
-            cosine_at: if self.random.happens(world.tail) { gate.tail_min - 0.2 } else { 1.0 },
+            cosine_at: if self.random.happens(world.tail) { tail_min - 0.2 } else { 1.0 },
             mse: 0.1,
             kl: 0.01,
             top1: 0.95,
@@ -135,7 +165,7 @@ impl Running {
         let prompts = prompts.collect();
         // One candidate pod in turn compares itself with whichever stable pod its peers' Service picks.
         let own = number as usize % self.pods[0].len();
-        let pairs = (0..gate.probes.pairs).map(|_| {
+        let pairs = (0..gate.pairs).map(|_| {
             let peer = (self.random.bits() % self.pods[1].len() as u64) as usize;
             let speeds = [self.pods[0][own] * world.latency, self.pods[1][peer]];
             let [c, s] = [(speeds[0], world.errors.0), (speeds[1], world.errors.1)].map(|(slow, errors)| {
@@ -154,7 +184,7 @@ impl Running {
         Probes {
             probe_set: "set".into(),
             probe_set_size: 200,
-            drawn: gate.probes.per_tick,
+            drawn: gate.per_tick,
             prompts,
             pairs,
             busy_candidate: 0.1,
@@ -168,10 +198,10 @@ impl Running {
         let seconds = gate.interval.as_seconds();
         let weight = place.weight();
         let share = f64::from(weight) / 100.0;
-        let now = if number <= world.onset { world.before_onset() } else { *world };
+        let now = world.at(number);
         let most = self.pods[0].len().max(self.pods[1].len()) as f64;
         let mut one = |arm: usize, share: f64, slow: f64, errors: f64| {
-            let (slower, failing) = if self.random.happens(world.bursts) { BURST } else { (1.0, 0.0) };
+            let (slower, failing) = if self.bursts(world, arm) { BURST } else { (1.0, 0.0) };
             let load = share * most / self.pods[arm].len() as f64;
             let slow = slow * slower * (1.0 + (world.load - 1.0) * load);
             let arriving = world.rate * seconds * share / if world.closed_loop { slow } else { 1.0 };
@@ -195,7 +225,7 @@ impl Running {
             live: Some((candidate, stable, seconds)),
             warm: true,
             stable_total: (number == 1).then(|| (self.before.clone(), world.history as f64 / world.rate.max(1e-3))),
-            probes: Some(self.probes(gate, &now, number)),
+            probes: Some(self.probes(&gate.probes, gate.tail_min, &now, number)),
             seed: self.random.bits(),
         }
     }

@@ -16,8 +16,7 @@ pub fn bounded_mean(alpha: f64, gap: f64, variance: f64, scale: f64) -> Option<u
 
 /// Observations of a share θ tested against `p`.
 pub fn share(alpha: f64, theta: f64, p: f64) -> Option<u64> {
-    let part = |x: f64, y: f64| if x == 0.0 { 0.0 } else { x * (x / y).ln() };
-    let divergence = part(theta, p) + part(1.0 - theta, 1.0 - p);
+    let divergence = divergence(theta, p);
     if divergence > 1e-12 { count(needed_evidence(alpha) / divergence) } else { None }
 }
 
@@ -40,6 +39,19 @@ pub fn error_excess(alpha: f64, candidate: f64, stable: f64, margin: f64) -> Opt
     // Where no error was seen, a rate far below the margin keeps the formula finite.
     let rates = (candidate + stable).max(margin / 4.0);
     count(2.0 * needed_evidence(alpha) * rates / (gap * gap))
+}
+
+/// Units per arm, of equal arms, that separate two shares.
+pub fn two_shares(alpha: f64, candidate: f64, stable: f64) -> Option<u64> {
+    let middle = f64::midpoint(candidate, stable);
+    let divergence = divergence(candidate, middle) + divergence(stable, middle);
+    if divergence > 1e-12 { count(needed_evidence(alpha) / divergence) } else { None }
+}
+
+/// What an observation of a share `theta` says against `p`, in nats.
+fn divergence(theta: f64, p: f64) -> f64 {
+    let part = |x: f64, y: f64| if x == 0.0 { 0.0 } else { x * (x / y).ln() };
+    part(theta, p) + part(1.0 - theta, 1.0 - p)
 }
 
 fn count(n: f64) -> Option<u64> {
@@ -68,6 +80,9 @@ mod tests {
         near(share(0.01, 0.1, 0.05), 264.0);
         // Equal arms with .2 % errors, excess .002: requests per arm.
         near(error_excess(0.05, 0.002, 0.002, 0.002), 7_100.0);
+        // Conversions of 5 against 6 and 7 %: users per arm.
+        near(two_shares(0.05, 0.06, 0.05), 9_200.0);
+        near(two_shares(0.05, 0.07, 0.05), 2_600.0);
     }
 
     #[test]
@@ -76,6 +91,7 @@ mod tests {
         assert_eq!(bounded_mean(0.05, f64::NAN, 0.01, 0.5), None);
         assert_eq!(share(0.05, 0.05, 0.05), None);
         assert_eq!(votes(0.05, 0.0, 0.25), None);
+        assert_eq!(two_shares(0.05, 0.3, 0.3), None);
         assert_eq!(error_excess(0.05, 0.022, 0.002, 0.02), None);
         assert_eq!(bounded_mean(0.05, 1e-9, 0.01, 0.5), None, "no number of samples that anyone will see");
     }
