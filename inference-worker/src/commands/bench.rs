@@ -1,7 +1,7 @@
 //! `inference-worker bench`: speed of prompts and of decoding, beside what the machine could do.
 
 use anyhow::{Context, bail, ensure};
-use inference_worker::model::{KvCache, LoadOptions, Model, Precision, Shape, Step, Want};
+use inference_worker::model::{KvBits, KvCache, LoadOptions, Model, Precision, Shape, Step, Want};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,6 +29,12 @@ pub(crate) struct Args {
     /// Tokens that a sequence holds before it is decoded on.
     #[arg(short = 'd', long, default_value_t = 0)]
     depth: usize,
+    /// Bits of cached keys and values: 16, 8, 4 or 3.
+    #[arg(long, default_value = "16")]
+    kv_bits: KvBits,
+    /// How logits are computed.
+    #[arg(long, value_enum, default_value = "exact")]
+    head: super::Head,
     /// Prompt tokens that one pass reads at most.
     #[arg(long, default_value_t = 512)]
     chunk: usize,
@@ -98,6 +104,7 @@ struct Line {
     n_gen: usize,
     batch: usize,
     depth: usize,
+    kv_bits: usize,
     /// Tokens per second, all sequences together, per repetition.
     samples_ts: Vec<f64>,
     median_ts: f64,
@@ -140,7 +147,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}", heading());
     }
     for subject in &subjects {
-        let mut model = subject.load(&LoadOptions::default())?;
+        let mut model =
+            subject.load(&LoadOptions { kv_bits: args.kv_bits, head: args.head.mode(), ..LoadOptions::default() })?;
         for &threads in &threads {
             model.set_threads(threads)?;
             let cpu = model.cpu();
@@ -240,6 +248,7 @@ fn time(model: &Model, name: String, test: &Test, args: &Args, machine: &Machine
         n_gen,
         batch,
         depth,
+        kv_bits: model.kv_bits().bits(),
         median_ts,
         best_ts: sorted[sorted.len() - 1],
         samples_ts,

@@ -12,7 +12,30 @@ pub(crate) mod logits;
 pub(crate) mod package;
 pub(crate) mod serve;
 
+use inference_worker::model::HeadMode;
+
 /// Number of CPUs at hand.
 fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// How logits are computed.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Head {
+    /// In the checkpoint's precision.
+    Exact,
+    /// In 8 bits, and the 40 largest as exact: greedy and top-k choices do not change.
+    Screened,
+    /// In 8 bits.
+    Int8,
+}
+
+impl Head {
+    fn mode(self) -> HeadMode {
+        match self {
+            Self::Exact => HeadMode::Exact,
+            Self::Screened => HeadMode::Screened,
+            Self::Int8 => HeadMode::Int8,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use inference_worker::compare::PeerSettings;
 use inference_worker::engine;
+use inference_worker::model::KvBits;
 use inference_worker::serve::{
     Balance, MetricNames, ServeError, Server, Settings, StartError, Stop, UpstreamSettings, Worker,
 };
@@ -64,6 +65,17 @@ pub(crate) struct Args {
     /// prompt, a conversation) is read once; 0 for none. Comparisons never use it.
     #[arg(long, env = "BITNET_PREFIX_CACHE", value_name = "TOKENS", default_value_t = 2048)]
     prefix_cache: usize,
+    /// Bits of cached keys and values: 16, 8, 4 or 3.
+    #[arg(long, env = "BITNET_KV_BITS", default_value = "16")]
+    kv_bits: KvBits,
+    /// Memory for weights, keys and values, and passes, in bytes or as 4Gi: where it is short, keys and values get fewer
+    /// bits, then fewer sequences run at once; one that is too small for one sequence is refused with what is missing.
+    #[arg(long, env = "BITNET_MEMORY_BUDGET", value_name = "BYTES", value_parser = bytes)]
+    memory_budget: Option<usize>,
+    /// How logits are computed: in the checkpoint's precision; in 8 bits with the 40 largest made exact, which changes
+    /// neither greedy nor top-k choices; or in 8 bits.
+    #[arg(long, env = "BITNET_HEAD", value_enum, default_value = "exact")]
+    head: super::Head,
     /// Show metrics also under the names of another server.
     #[arg(long, env = "BITNET_METRICS_COMPAT", value_name = "SERVER")]
     metrics_compat: Option<MetricsCompat>,
@@ -210,6 +222,9 @@ fn settings(args: Args) -> Settings {
             ..engine::Options::default()
         },
         threads: args.threads.map_or_else(super::cpus, usize::from),
+        kv_bits: args.kv_bits,
+        memory_budget: args.memory_budget,
+        head: args.head.mode(),
         request_timeout: args.request_timeout,
         head_time: args.head_timeout,
         metric_names: args.metrics_compat.map_or(MetricNames::Ours, |MetricsCompat::Vllm| MetricNames::AndVllm),
@@ -253,6 +268,23 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// `4294967296`, `4Gi`, `500M`: as Kubernetes writes quantities.
+fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: usize = match &text[digits.len()..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return Err("the unit must be k, M, G, Ki, Mi or Gi".to_owned()),
+    };
+    let number: usize = digits.parse().map_err(|_| "write a whole number of bytes, for example 4Gi".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "too large".to_owned())
+}
+
 /// `host:port`.
 fn endpoint(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
@@ -286,6 +318,16 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         for bad in ["10", "s", "-1s", "1.5s", "1h", ""] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_written_as_quantities() {
+        assert_eq!(bytes("1234"), Ok(1234));
+        assert_eq!(bytes("4Gi"), Ok(4 << 30));
+        assert_eq!(bytes("500M"), Ok(500_000_000));
+        for bad in ["", "Gi", "1.5Gi", "-1", "4GB", "99999999999999Gi"] {
+            assert!(bytes(bad).is_err(), "{bad}");
         }
     }
 

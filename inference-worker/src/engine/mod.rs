@@ -8,6 +8,7 @@ mod ask;
 mod batch;
 mod job;
 mod network;
+mod plan;
 mod prefix;
 mod queue;
 mod sampling;
@@ -18,6 +19,7 @@ pub use crate::random;
 pub use ask::{AskError, Generated};
 pub use job::{Class, Ended, Event, Failure, Finish, Job, Likelihood, Refused, Work};
 pub use network::{Network, Turn};
+pub use plan::{BudgetTooSmall, MemoryPlan};
 pub use sampling::Sampling;
 
 pub(crate) use ask::time_per_token;

@@ -2,24 +2,18 @@
 //!
 //! Every function of this module may be called only on a CPU that has these features.
 
-#![expect(
-    clippy::inline_always,
-    reason = "an intrinsic is a call unless it is inlined into a function that has its features"
-)]
-
 use super::memory::Block;
+use super::simd::Element;
 use super::ternary::PANEL;
-use super::{Attention, DenseRows, Tokens, portable};
-use half::{bf16, f16};
+use super::{DenseRows, Tokens, floats, portable};
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_add_ps, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_max_epu32,
-    _mm_packs_epi16, _mm_packs_epi32, _mm_prefetch, _mm_shuffle_epi32, _mm_storeu_ps, _mm_storeu_si64,
-    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32,
-    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epu32, _mm256_mul_ps, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32,
-    _mm256_srai_epi32, _mm256_srli_epi16, _mm256_storeu_si256,
+    __m256, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_cvtsi128_si32, _mm_max_epu32, _mm_packs_epi16, _mm_packs_epi32,
+    _mm_prefetch, _mm_shuffle_epi32, _mm_storeu_si64, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_castps_si256, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_cvtps_epi32,
+    _mm256_extracti128_si256, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_max_epu32, _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_set1_epi8,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_srai_epi32, _mm256_srli_epi16,
+    _mm256_storeu_si256,
 };
 
 /// Floats per register.
@@ -27,206 +21,11 @@ const LANES: usize = 8;
 /// How many blocks ahead of its use a panel is asked for: what one core reads in about 200 ns.
 const AHEAD: usize = 32;
 
-/// A stored float that eight of which become a register of f32.
-pub(super) trait Element: portable::Stored {
-    /// # Safety
-    /// Eight elements are readable at `from`, and the CPU has the features of this module.
-    unsafe fn load(from: *const Self) -> __m256;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> __m256 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_loadu_ps(from) }
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> __m256 {
-        // SAFETY: the caller's promise; f16 is a transparent u16.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> __m256 {
-        // SAFETY: the caller's promise; bf16 is a transparent u16 that holds the upper half of an f32.
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())))) }
-    }
-}
-
-/// Rows whose products one call makes at most.
-pub(super) const DENSE_ROWS: usize = 32;
-/// Tokens of a tile of many.
-const MANY: usize = 6;
-/// Columns that a tile of many works on before it turns to other rows: their activations stay in the first-level cache.
-const STRETCH: usize = 512;
-
-/// `out[token × rows + row]` for all tokens and rows. Each pair has one accumulator of eight lanes that runs over the
-/// columns in order, so its result does not depend on what else is computed.
+/// As [`floats::dense`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dense<E: Element>(DenseRows { elements, stride, x, .. }: DenseRows<'_, E>, out: &mut [f32]) {
-    assert!(stride > 0 && stride.is_multiple_of(LANES));
-    let (rows, tokens) = (elements.len() / stride, x.len() / stride);
-    assert!(rows <= DENSE_ROWS && elements.len() == rows * stride && x.len() == tokens * stride);
-    assert!(out.len() == rows * tokens);
-    let mut done = 0;
-    while done < tokens {
-        let height = (tokens - done).min(MANY);
-        let x = &x[done * stride..(done + height) * stride];
-        let out = &mut out[done * rows..(done + height) * rows];
-        match height {
-            1 => few::<E, 1>(elements, x, stride, out),
-            2 => few::<E, 2>(elements, x, stride, out),
-            3 => few::<E, 3>(elements, x, stride, out),
-            4 => few::<E, 4>(elements, x, stride, out),
-            5 => few::<E, 5>(elements, x, stride, out),
-            _ => many(elements, x, stride, out),
-        }
-        done += height;
-    }
-}
-
-/// A few tokens: rows are read once, so as many at a time as there are registers.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn few<E: Element, const T: usize>(elements: &[E], x: &[f32], stride: usize, out: &mut [f32]) {
-    let rows = elements.len() / stride;
-    let mut row = 0;
-    while row < rows {
-        let rest = &elements[row * stride..];
-        row += match (rows - row, T) {
-            (8.., 1) => whole::<E, 8, T>(rest, x, stride, row, rows, out),
-            (4.., 1 | 2) => whole::<E, 4, T>(rest, x, stride, row, rows, out),
-            (2.., 1..=4 | MANY) => whole::<E, 2, T>(rest, x, stride, row, rows, out),
-            _ => whole::<E, 1, T>(rest, x, stride, row, rows, out),
-        };
-    }
-}
-
-/// `R` rows times `T` tokens over all columns; returns `R`.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn whole<E: Element, const R: usize, const T: usize>(
-    elements: &[E],
-    x: &[f32],
-    stride: usize,
-    row: usize,
-    rows: usize,
-    out: &mut [f32],
-) -> usize {
-    let mut sums = [[_mm256_setzero_ps(); T]; R];
-    // SAFETY: the caller has checked that both hold so many rows of `stride`, a multiple of 8.
-    unsafe { add_products(&mut sums, elements, x, stride, 0..stride) };
-    let mut products = [0.0; 12];
-    for (four, sums) in products.as_chunks_mut::<4>().0.iter_mut().zip(sums.as_flattened().chunks(4)) {
-        *four = add_lanes(sums);
-    }
-    for (index, product) in products[..R * T].iter().enumerate() {
-        out[index % T * rows + row + index / T] = *product;
-    }
-    R
-}
-
-/// Six tokens: the activations are more than the cache holds, so columns are taken in stretches. Between them the
-/// accumulators lie in memory.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn many<E: Element>(elements: &[E], x: &[f32], stride: usize, out: &mut [f32]) {
-    let rows = elements.len() / stride;
-    if stride <= STRETCH {
-        few::<E, MANY>(elements, x, stride, out);
-        return;
-    }
-    let mut sums = [[_mm256_setzero_ps(); MANY]; DENSE_ROWS];
-    for start in (0..stride).step_by(STRETCH) {
-        let columns = start..(start + STRETCH).min(stride);
-        let (pairs, rest) = sums[..rows].as_chunks_mut::<2>();
-        for (pair, elements) in pairs.iter_mut().zip(elements.chunks_exact(2 * stride)) {
-            // SAFETY: two rows and six tokens of `stride`, a multiple of 8; the stretch ends inside it.
-            unsafe { add_products(pair, elements, x, stride, columns.clone()) };
-        }
-        if let [last] = rest {
-            let elements = &elements[(rows - 1) * stride..];
-            // SAFETY: as above, one row.
-            unsafe { add_products(std::array::from_mut(last), elements, x, stride, columns) };
-        }
-    }
-    for (row, sums) in sums[..rows].iter().enumerate() {
-        for (token, sum) in sums.iter().enumerate() {
-            out[token * rows + row] = add_lanes(std::slice::from_ref(sum))[0];
-        }
-    }
-}
-
-/// Adds the products of some columns.
-///
-/// # Safety
-/// `elements` holds at least `R` rows of `stride` and `x` at least `T`; `columns` lies inside `stride` and both its ends
-/// are multiples of 8.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_products<E: Element, const R: usize, const T: usize>(
-    sums: &mut [[__m256; T]; R],
-    elements: &[E],
-    x: &[f32],
-    stride: usize,
-    columns: std::ops::Range<usize>,
-) {
-    debug_assert!(elements.len() >= R * stride && x.len() >= T * stride && columns.end <= stride);
-    // Pointers first: indices would be checked for overflow in the loop.
-    // SAFETY: by the caller's promise so many rows are there.
-    let rows: [*const E; R] = std::array::from_fn(|r| unsafe { elements.as_ptr().add(r * stride) });
-    // SAFETY: likewise.
-    let x: [*const f32; T] = std::array::from_fn(|t| unsafe { x.as_ptr().add(t * stride) });
-    let mut local = *sums;
-    for at in columns.step_by(LANES) {
-        // The smaller side is held in registers, the other one is read one by one: all must fit beside the sums.
-        if R > T {
-            let mut values = [_mm256_setzero_ps(); T];
-            for (value, x) in values.iter_mut().zip(x) {
-                // SAFETY: by the caller's promise 8 floats of each row are readable here.
-                *value = unsafe { _mm256_loadu_ps(x.add(at)) };
-            }
-            for (sums, row) in local.iter_mut().zip(rows) {
-                // SAFETY: likewise, 8 elements.
-                let weight = unsafe { E::load(row.add(at)) };
-                for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum = _mm256_fmadd_ps(weight, value, *sum);
-                }
-            }
-        } else {
-            let mut weights = [_mm256_setzero_ps(); R];
-            for (weight, row) in weights.iter_mut().zip(rows) {
-                // SAFETY: by the caller's promise 8 elements of each row are readable here.
-                *weight = unsafe { E::load(row.add(at)) };
-            }
-            for (t, x) in x.iter().enumerate() {
-                // SAFETY: likewise, 8 floats.
-                let value = unsafe { _mm256_loadu_ps(x.add(at)) };
-                for (sums, weight) in local.iter_mut().zip(weights) {
-                    sums[t] = _mm256_fmadd_ps(weight, value, sums[t]);
-                }
-            }
-        }
-    }
-    *sums = local;
-}
-
-/// Sums of the lanes of up to four registers. Each is `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`, whatever the others.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add_lanes(v: &[__m256]) -> [f32; 4] {
-    let at = |i: usize| v.get(i).copied().unwrap_or(v[0]);
-    let eight = _mm256_hadd_ps(_mm256_hadd_ps(at(0), at(1)), _mm256_hadd_ps(at(2), at(3)));
-    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-    let mut out = [0.0; 4];
-    // SAFETY: four floats fit.
-    unsafe { _mm_storeu_ps(out.as_mut_ptr(), four) };
-    out
+pub(super) fn dense<E: Element>(work: DenseRows<'_, E>, out: &mut [f32]) {
+    // SAFETY: this function has the features of the register.
+    unsafe { floats::dense::<__m256, E>(work, out) }
 }
 
 /// Sums of code × value of one panel for all tokens.
@@ -344,6 +143,51 @@ fn tile<const T: usize>(panel: &[Block], values: &[i8], stride: usize, out: &mut
     T
 }
 
+/// Sums of code × value of one panel of `BITS` bits per code for all tokens.
+///
+/// Products of up to 4 bits are added in pairs in 16 bits, at most 2 · 15 · 128; those of 8 bits are made of 16 bits, as
+/// their pairs would not fit.
+#[target_feature(enable = "avx2")]
+pub(super) fn codes<const BITS: i32>(panel: &[Block], tokens: &Tokens<'_>, out: &mut [[i32; PANEL]]) {
+    const { assert!(BITS == 1 || BITS == 4 || BITS == 8) };
+    let Tokens { values, stride, .. } = *tokens;
+    let columns = 32 / BITS as usize;
+    assert!(stride >= panel.len() * columns && values.len() == out.len() * stride);
+    let ones = _mm256_set1_epi16(1);
+    let mask = _mm256_set1_epi8(((1_u16 << BITS) - 1) as i8);
+    for (values, out) in values.chunks_exact(stride).zip(out) {
+        let mut sums = [[_mm256_setzero_si256(); 2]; 4];
+        for (block, values) in panel.iter().zip(values.chunks_exact(columns)) {
+            for (quarter, [low, high]) in sums.iter_mut().enumerate() {
+                let mut codes = load(block, quarter);
+                for value in values.as_chunks::<4>().0 {
+                    let value = _mm256_set1_epi32(i32::from_le_bytes(value.map(i8::cast_unsigned)));
+                    if BITS == 8 {
+                        // Two sums per row, of two columns each.
+                        let value = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(value));
+                        let (first, second) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
+                        *low = _mm256_add_epi32(*low, _mm256_madd_epi16(_mm256_cvtepu8_epi16(first), value));
+                        *high = _mm256_add_epi32(*high, _mm256_madd_epi16(_mm256_cvtepu8_epi16(second), value));
+                    } else {
+                        let pairs = _mm256_maddubs_epi16(_mm256_and_si256(codes, mask), value);
+                        *low = _mm256_add_epi32(*low, _mm256_madd_epi16(pairs, ones));
+                        codes = _mm256_srli_epi16::<BITS>(codes);
+                    }
+                }
+            }
+        }
+        for (quarter, [low, high]) in sums.into_iter().enumerate() {
+            let sums = if BITS == 8 {
+                // Rows 0, 1, 4, 5 and 2, 3, 6, 7, put in order.
+                _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(low, high))
+            } else {
+                low
+            };
+            store(out, quarter, sums);
+        }
+    }
+}
+
 /// A quarter of a block: 8 rows.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -412,11 +256,6 @@ fn largest_magnitude(row: &[f32]) -> u32 {
     let four = _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
     let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b1110>(four));
     _mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32::<1>(two))).cast_unsigned()
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn attend(input: &Attention<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
-    portable::attend(input, scores, out);
 }
 
 /// Multiply-adds per call of [`peak`].

@@ -1,20 +1,28 @@
-//! Ternary products for x86-64 with AVX-512 F, BW and VNNI: 64 products and their sums in one instruction.
+//! Kernels for x86-64 with AVX-512 F, BW, DQ, VL and VNNI: 64 integer products and their sums in one instruction.
 //!
 //! Every function of this module may be called only on a CPU that has these features.
 
-use super::Tokens;
 use super::memory::Block;
+use super::simd::Element;
 use super::ternary::PANEL;
+use super::{DenseRows, Tokens, floats};
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srai_epi32, _mm512_srli_epi16,
-    _mm512_storeu_si512,
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32,
+    _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srai_epi32,
+    _mm512_srli_epi16, _mm512_storeu_si512,
 };
 
 /// How far ahead of its use a panel is asked for.
 const AHEAD: usize = 32;
 /// Most blocks for which the sums of the highest field, 64 times too large, fit in 32 bits: 64 · 2 · 128 · 4 each.
 const MOST_UNSHIFTED: usize = (1 << 31) / (64 * 2 * 128 * 4) - 1;
+
+/// As [`floats::dense`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn dense<E: Element>(work: DenseRows<'_, E>, out: &mut [f32]) {
+    // SAFETY: this function has the features of the register.
+    unsafe { floats::dense::<__m512, E>(work, out) }
+}
 
 /// Sums of code × value of one panel for all tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -91,6 +99,66 @@ fn tile<const T: usize>(panel: &[Block], values: &[i8], stride: usize, out: &mut
                 sums[1] = _mm512_dpbusd_epi32(sums[1], high, value);
             }
             codes = [_mm512_srli_epi16::<2>(codes[0]), _mm512_srli_epi16::<2>(codes[1])];
+        }
+    }
+    for (sums, out) in sums.into_iter().zip(out) {
+        store(out, 0, sums[0]);
+        store(out, 1, sums[1]);
+    }
+    T
+}
+
+/// Sums of code × value of one panel of `BITS` bits per code for all tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn codes<const BITS: u32>(panel: &[Block], tokens: &Tokens<'_>, out: &mut [[i32; PANEL]]) {
+    let Tokens { values, stride, .. } = *tokens;
+    let columns = 32 / BITS as usize;
+    assert!(stride >= panel.len() * columns && values.len() == out.len() * stride);
+    let mut done = 0;
+    while done < out.len() {
+        let (values, out) = (&values[done * stride..], &mut out[done..]);
+        done += match out.len() {
+            12.. => codes_tile::<BITS, 12>(panel, values, stride, out),
+            8.. => codes_tile::<BITS, 8>(panel, values, stride, out),
+            4.. => codes_tile::<BITS, 4>(panel, values, stride, out),
+            2.. => codes_tile::<BITS, 2>(panel, values, stride, out),
+            _ => codes_tile::<BITS, 1>(panel, values, stride, out),
+        };
+    }
+}
+
+/// `T` tokens; returns `T`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn codes_tile<const BITS: u32, const T: usize>(
+    panel: &[Block],
+    values: &[i8],
+    stride: usize,
+    out: &mut [[i32; PANEL]],
+) -> usize {
+    const { assert!(T <= 12 && (BITS == 1 || BITS == 4 || BITS == 8)) };
+    let columns = 32 / BITS as usize;
+    assert!(stride >= panel.len() * columns && values.len() >= T * stride && out.len() >= T);
+    let mask = _mm512_set1_epi8(((1_u16 << BITS) - 1) as i8);
+    // SAFETY: `values` holds `T` rows of `stride`, and that is at least `columns` for each block.
+    let rows: [*const i8; T] = std::array::from_fn(|token| unsafe { values.as_ptr().add(token * stride) });
+    let mut sums = [[_mm512_setzero_si512(); 2]; T];
+    for (index, block) in panel.iter().enumerate() {
+        let ahead = (&raw const *block).wrapping_add(AHEAD).cast::<i8>();
+        // A prefetch reads nothing, so its address may lie behind the panel.
+        _mm_prefetch::<_MM_HINT_T0>(ahead);
+        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+        let mut codes = [load(block, 0), load(block, 1)];
+        for field in 0..8 / BITS as usize {
+            let (low, high) = (_mm512_and_si512(codes[0], mask), _mm512_and_si512(codes[1], mask));
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                // SAFETY: the block is one of the panel, so its values are readable.
+                let value = unsafe { row.add(columns * index + 4 * field).cast::<i32>().read_unaligned() };
+                let value = _mm512_set1_epi32(value);
+                sums[0] = _mm512_dpbusd_epi32(sums[0], low, value);
+                sums[1] = _mm512_dpbusd_epi32(sums[1], high, value);
+            }
+            codes = [_mm512_srli_epi16::<BITS>(codes[0]), _mm512_srli_epi16::<BITS>(codes[1])];
         }
     }
     for (sums, out) in sums.into_iter().zip(out) {

@@ -83,6 +83,36 @@ fn tile<const T: usize, const Q: usize, const FIRST: usize>(
     T
 }
 
+/// Sums of code × value of one panel of `BITS` bits per code for all tokens.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) fn codes<const BITS: i32>(panel: &[Block], tokens: &Tokens<'_>, out: &mut [[i32; PANEL]]) {
+    const { assert!(BITS == 1 || BITS == 4 || BITS == 8) };
+    let Tokens { values, stride, .. } = *tokens;
+    let columns = 32 / BITS as usize;
+    assert!(stride >= panel.len() * columns && values.len() == out.len() * stride);
+    let mask = _mm256_set1_epi8(((1_u16 << BITS) - 1) as i8);
+    for (values, out) in values.chunks_exact(stride).zip(out) {
+        let mut sums = [_mm256_setzero_si256(); 4];
+        for (block, values) in panel.iter().zip(values.chunks_exact(columns)) {
+            let ahead = (&raw const *block).wrapping_add(AHEAD).cast::<i8>();
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+            let mut codes: [__m256i; 4] = std::array::from_fn(|quarter| load(block, quarter));
+            for value in values.as_chunks::<4>().0 {
+                let value = _mm256_set1_epi32(i32::from_le_bytes(value.map(i8::cast_unsigned)));
+                for (sum, codes) in sums.iter_mut().zip(&mut codes) {
+                    *sum = _mm256_dpbusd_avx_epi32(*sum, _mm256_and_si256(*codes, mask), value);
+                    *codes = _mm256_srli_epi16::<BITS>(*codes);
+                }
+            }
+        }
+        for (quarter, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+            // SAFETY: eight integers fit.
+            unsafe { _mm256_storeu_si256(quarter.as_mut_ptr().cast(), sum) };
+        }
+    }
+}
+
 /// A quarter of a block: 8 rows.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -1,8 +1,9 @@
 //! Kernels on several threads.
 
+use super::portable;
 use super::rows::Cells;
 use super::ternary::PANEL;
-use super::{Dense, Kernels, Pool, Quantized, Rows, TOKENS, Ternary, Tokens};
+use super::{Codes, Dense, Kernels, Pool, Quantized, Rows, TOKENS, Ternary, Tokens};
 
 /// Multiply-adds below which a product is not worth waking a thread: some microseconds.
 const WORTH_THREADS: usize = 1 << 19;
@@ -10,6 +11,16 @@ const WORTH_THREADS: usize = 1 << 19;
 const ROW_WORK: usize = 32;
 /// Panels that a thread takes at once: some microseconds, and long enough a stretch to be streamed.
 const PANELS: usize = 4;
+
+/// Bits of quantised activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ActivationBits {
+    /// `s = √7 / (mean |x| + 1e-5)`, from -8 to 7.
+    Four,
+    /// `s = 127 / max(|x|max, 1e-5)`, from -128 to 127.
+    #[default]
+    Eight,
+}
 
 /// A CPU: instruction set and threads.
 #[derive(Debug)]
@@ -26,6 +37,15 @@ pub struct TernaryProduct<'a> {
     pub divisor: f32,
     /// See `divisor`.
     pub factor: f32,
+    /// Receives one row per token.
+    pub out: &'a mut Rows,
+}
+
+/// One product of quantised rows with a matrix of codes: the integer product over the row's scale, times the factor of
+/// the matrix's row.
+pub struct CodesProduct<'a> {
+    /// The matrix.
+    pub weights: &'a Codes,
     /// Receives one row per token.
     pub out: &'a mut Rows,
 }
@@ -138,6 +158,84 @@ impl Cpu {
         out
     }
 
+    /// Several products of the same rows, as one piece of work.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn codes(&self, x: &Quantized, products: &mut [CodesProduct<'_>]) {
+        let mut total = 0;
+        let parts: Vec<_> = products
+            .iter_mut()
+            .map(|CodesProduct { weights, out }| {
+                assert!(weights.columns() == x.width() && weights.rows() == out.width() && x.count() == out.count());
+                total += weights.panels();
+                (*weights, out.cells(false))
+            })
+            .collect();
+        self.split(total, PANELS, PANEL * x.width() * x.count(), &|panels| {
+            for panel in panels {
+                let (mut panel, mut part) = (panel, 0);
+                while panel >= parts[part].0.panels() {
+                    panel -= parts[part].0.panels();
+                    part += 1;
+                }
+                let (weights, cells) = &parts[part];
+                let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
+                let factors = &weights.factors()[first..first + rows];
+                self.codes_panel(x, weights, panel, |token, products| {
+                    let (sum, scale) = (x.sum(token), x.scale(token));
+                    // SAFETY: each panel of each product is in one range only, so its cells are written once.
+                    let out = unsafe { cells.part_mut(token, first, rows) };
+                    for ((out, codes), factor) in out.iter_mut().zip(products).zip(factors) {
+                        *out = weights.width().product(*codes, sum) as f32 / scale * factor;
+                    }
+                });
+            }
+        });
+    }
+
+    /// Sums of code × value of one panel, token by token.
+    fn codes_panel(&self, x: &Quantized, weights: &Codes, panel: usize, mut take: impl FnMut(usize, &[i32; PANEL])) {
+        let (values, stride) = x.padded();
+        let mut products = [[0; PANEL]; TOKENS];
+        for first in (0..x.count()).step_by(TOKENS) {
+            let count = TOKENS.min(x.count() - first);
+            let values = &values[first * stride..(first + count) * stride];
+            self.kernels.codes_panel(weights, panel, Tokens { values, stride }, &mut products[..count]);
+            products[..count].iter().enumerate().for_each(|(i, products)| take(first + i, products));
+        }
+    }
+
+    /// As [`Cpu::integers`].
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn code_integers(&self, x: &Quantized, weights: &Codes) -> Vec<i32> {
+        assert!(weights.columns() == x.width());
+        let mut out = vec![0; x.count() * weights.rows()];
+        for panel in 0..weights.panels() {
+            let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
+            self.codes_panel(x, weights, panel, |token, products| {
+                let at = token * weights.rows() + first;
+                for (out, codes) in out[at..at + rows].iter_mut().zip(products) {
+                    *out = weights.width().product(*codes, x.sum(token));
+                }
+            });
+        }
+        out
+    }
+
+    /// One row of a matrix of floats times one row of values: the same bits as in [`Cpu::dense`].
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn dense_row(&self, weights: &Dense, row: usize, x: &Rows) -> f32 {
+        assert!(weights.columns() == x.width() && x.count() == 1);
+        let mut out = [0.0];
+        self.kernels.dense(weights, row..row + 1, x, &mut out);
+        out[0]
+    }
+
     /// Several products of the same rows, as one piece of work: `out[token] = weights · x[token]`.
     ///
     /// # Panics
@@ -177,11 +275,17 @@ impl Cpu {
     ///
     /// A row that holds NaN or an infinity gets the scale NaN, so that every product with it is NaN and is counted.
     pub fn quantise(&self, x: &mut Rows, out: &mut Quantized) {
-        self.fill_and_quantise(x, out, &|_, _| ());
+        self.fill_and_quantise(x, out, ActivationBits::Eight, &|_, _| ());
     }
 
     /// Fills each row and quantises it while it is in the cache.
-    pub fn fill_and_quantise(&self, x: &mut Rows, out: &mut Quantized, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    pub fn fill_and_quantise(
+        &self,
+        x: &mut Rows,
+        out: &mut Quantized,
+        bits: ActivationBits,
+        fill: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
         let (count, width) = (x.count(), x.width());
         out.reset(count, width);
         let stride = x.padded().1;
@@ -197,7 +301,10 @@ impl Cpu {
                     (row, values.part_mut(index, 0, padded), scale, &mut sums.part_mut(index, 0, 1)[0])
                 };
                 fill(index, &mut row[..width]);
-                (*scale, *sum) = self.kernels.quantise(row, values);
+                (*scale, *sum) = match bits {
+                    ActivationBits::Eight => self.kernels.quantise(row, values),
+                    ActivationBits::Four => portable::quantise_four(row, width, values),
+                };
             }
         });
     }
@@ -227,7 +334,7 @@ impl Cpu {
     }
 
     /// Calls `part` for ranges that cover `0..total`; `work` is that of one number.
-    fn split(&self, total: usize, step: usize, work: usize, part: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+    pub(super) fn split(&self, total: usize, step: usize, work: usize, part: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
         if total.saturating_mul(work) < WORTH_THREADS || self.pool.threads() == 1 {
             part(0..total);
             return;

@@ -5,25 +5,33 @@
 //! path the result of a row and a token never depends on how many other tokens are in the batch, nor on the number of
 //! threads: each pair has one accumulator that runs over the columns in order.
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+mod codes;
 mod cpu;
 mod dense;
+mod floats;
+mod kv;
 mod memory;
 mod pool;
 mod portable;
 pub mod product;
 mod rows;
 mod self_test;
+mod simd;
 mod speed;
 mod ternary;
 
-pub use cpu::{Cpu, DenseProduct, TernaryProduct};
+pub use attention::Sequence;
+pub use codes::{CodeWidth, Codes};
+pub use cpu::{ActivationBits, CodesProduct, Cpu, DenseProduct, TernaryProduct};
 pub use dense::{Dense, Elements};
+pub use kv::{KvBits, KvFormat};
 pub(crate) use memory::{Block, Blocks};
 pub use pool::Pool;
 pub use rows::{Quantized, Rows};
@@ -48,7 +56,7 @@ enum Set {
     /// Made by [`Kernels::all`] only, after the CPU said that it has AVX-VNNI and what `Avx2` needs.
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
-    /// Made by [`Kernels::all`] only, after the CPU said that it has AVX-512 F, BW, VNNI and what `Avx2` needs.
+    /// Made by [`Kernels::all`] only, after the CPU said that it has AVX-512 F, BW, DQ, VL, VNNI and what `Avx2` needs.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
 }
@@ -71,18 +79,6 @@ struct DenseRows<'a, E> {
     x: &'a [f32],
 }
 
-/// One query against the cached positions of its head.
-pub struct Attention<'a> {
-    /// The query, `head_dim` long.
-    pub query: &'a [f32],
-    /// Keys, one row of `head_dim` per position.
-    pub keys: &'a [f32],
-    /// Values, laid out as the keys.
-    pub values: &'a [f32],
-    /// Factor on the scores.
-    pub scale: f32,
-}
-
 impl Kernels {
     /// All kernels that this CPU runs, the fastest first.
     pub fn all() -> Vec<Self> {
@@ -91,6 +87,8 @@ impl Kernels {
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
             {
                 all.push(Self { set: Set::Avx512Vnni });
@@ -144,6 +142,43 @@ impl Kernels {
         }
     }
 
+    /// `out[token][row]`: sums of code × value of one panel, as exact integers.
+    fn codes_panel(self, weights: &Codes, panel: usize, tokens: Tokens<'_>, out: &mut [[i32; PANEL]]) {
+        let (width, panel) = (weights.width(), weights.panel(panel));
+        match (self.set, width) {
+            (Set::Portable, CodeWidth::Binary) => portable::codes::<1>(panel, &tokens, out),
+            (Set::Portable, CodeWidth::Int4) => portable::codes::<4>(panel, &tokens, out),
+            (Set::Portable, CodeWidth::Int8) => portable::codes::<8>(panel, &tokens, out),
+            // SAFETY: these sets exist only where the CPU has the features of their modules (see `Set`).
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx2, width) => unsafe {
+                match width {
+                    CodeWidth::Binary => avx2::codes::<1>(panel, &tokens, out),
+                    CodeWidth::Int4 => avx2::codes::<4>(panel, &tokens, out),
+                    CodeWidth::Int8 => avx2::codes::<8>(panel, &tokens, out),
+                }
+            },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            (Set::AvxVnni, width) => unsafe {
+                match width {
+                    CodeWidth::Binary => avx_vnni::codes::<1>(panel, &tokens, out),
+                    CodeWidth::Int4 => avx_vnni::codes::<4>(panel, &tokens, out),
+                    CodeWidth::Int8 => avx_vnni::codes::<8>(panel, &tokens, out),
+                }
+            },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx512Vnni, width) => unsafe {
+                match width {
+                    CodeWidth::Binary => avx512::codes::<1>(panel, &tokens, out),
+                    CodeWidth::Int4 => avx512::codes::<4>(panel, &tokens, out),
+                    CodeWidth::Int8 => avx512::codes::<8>(panel, &tokens, out),
+                }
+            },
+        }
+    }
+
     /// `out = (product - sum) / divisor · factor`.
     fn finish(self, products: &[i32; PANEL], sum: i32, divisor: f32, factor: f32, out: &mut [f32; PANEL]) {
         match self.set {
@@ -157,7 +192,7 @@ impl Kernels {
     }
 
     /// Most rows that [`Kernels::dense`] takes at once.
-    const DENSE_ROWS: usize = 32;
+    const DENSE_ROWS: usize = floats::ROWS;
 
     /// `out[token × rows + row]` of some rows of a matrix.
     fn dense(self, weights: &Dense, rows: std::ops::Range<usize>, x: &Rows, out: &mut [f32]) {
@@ -169,7 +204,7 @@ impl Kernels {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn dense_of<E: avx2::Element>(
+    fn dense_of<E: simd::Element + portable::Stored>(
         self,
         elements: &[E],
         stride: usize,
@@ -182,7 +217,9 @@ impl Kernels {
         match self.set {
             Set::Portable => portable::dense(work, out),
             // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
-            Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe { avx2::dense(work, out) },
+            Set::Avx2 | Set::AvxVnni => unsafe { avx2::dense(work, out) },
+            // SAFETY: likewise.
+            Set::Avx512Vnni => unsafe { avx512::dense(work, out) },
         }
     }
 
@@ -206,22 +243,6 @@ impl Kernels {
             // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe { avx2::quantise(row, out) },
-        }
-    }
-
-    /// `out = softmax(query · keysᵀ · scale) · values`; `scores` is scratch.
-    ///
-    /// # Panics
-    /// If the shapes do not fit or there is no position.
-    pub fn attend(self, input: &Attention<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
-        let width = input.query.len();
-        assert!(width == out.len() && !input.keys.is_empty() && input.keys.len() == input.values.len());
-        assert!(input.keys.len().is_multiple_of(width));
-        match self.set {
-            Set::Portable => portable::attend(input, scores, out),
-            // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
-            #[cfg(target_arch = "x86_64")]
-            Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe { avx2::attend(input, scores, out) },
         }
     }
 }

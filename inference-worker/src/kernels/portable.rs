@@ -4,7 +4,7 @@
 
 use super::memory::{BLOCK_BYTES, Block};
 use super::ternary::{COLUMNS, PANEL};
-use super::{Attention, DenseRows, Tokens};
+use super::{DenseRows, Tokens};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -69,6 +69,50 @@ pub(super) fn panel(panel: &[Block], tokens: &Tokens<'_>, out: &mut [[i32; PANEL
     }
 }
 
+/// Sums of code × value of one panel of `BITS` bits per code for all tokens.
+pub(super) fn codes<const BITS: usize>(panel: &[Block], tokens: &Tokens<'_>, out: &mut [[i32; PANEL]]) {
+    let columns = 32 / BITS;
+    let mask = ((1_u16 << BITS) - 1) as u8;
+    for (values, out) in tokens.values.chunks_exact(tokens.stride).zip(out) {
+        *out = [0; PANEL];
+        for (Block(bytes), values) in panel.iter().zip(values.chunks_exact(columns)) {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                for (field, values) in values.as_chunks::<4>().0.iter().enumerate() {
+                    for (byte, value) in bytes.iter().zip(values) {
+                        let product = i32::from((byte >> (BITS * field)) & mask) * i32::from(*value);
+                        // Sums do not wrap below `Codes::MOST_COLUMNS`; as above.
+                        *out = out.wrapping_add(product);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Four-bit activations: `s = √7 / (mean |x| + 1e-5)`, `q = clamp(round half to even(x · s), -8, 7)`. Returns the scale
+/// and the sum. The mean's sum has one order on every path.
+pub(super) fn quantise_four(row: &[f32], width: usize, out: &mut [i8]) -> (f32, i32) {
+    let mut lanes = [0.0_f32; 16];
+    let (blocks, rest) = row.as_chunks::<16>();
+    for block in blocks {
+        lanes.iter_mut().zip(block).for_each(|(sum, x)| *sum += x.abs());
+    }
+    rest.iter().zip(&mut lanes).for_each(|(x, sum)| *sum += x.abs());
+    let mean = lanes.iter().sum::<f32>() / width as f32;
+    if !mean.is_finite() {
+        out.fill(0);
+        return (f32::NAN, 0);
+    }
+    let scale = 7.0_f32.sqrt() / (mean + SMALLEST_MAXIMUM);
+    let mut sum = 0;
+    for (to, from) in out.iter_mut().zip(row) {
+        let value = (from * scale).round_ties_even().clamp(-8.0, 7.0) as i8;
+        *to = value;
+        sum += i32::from(value);
+    }
+    (scale, sum)
+}
+
 /// `out = (product - sum) / divisor · factor`, the result of one token and one panel.
 #[inline(always)]
 pub(super) fn finish(products: &[i32; PANEL], sum: i32, divisor: f32, factor: f32, out: &mut [f32; PANEL]) {
@@ -98,25 +142,6 @@ pub(super) fn quantise(row: &[f32], out: &mut [i8]) -> (f32, i32) {
 pub(super) fn scale_of(largest: u32) -> f32 {
     let largest = f32::from_bits(largest);
     if largest.is_finite() { 127.0 / largest.max(SMALLEST_MAXIMUM) } else { f32::NAN }
-}
-
-/// Compiled again with wider vectors by the other paths; without fused multiply-add the result is the same.
-#[inline(always)]
-pub(super) fn attend(input: &Attention<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
-    let width = out.len();
-    scores.clear();
-    scores.extend(input.keys.chunks_exact(width).map(|key| dot(input.query, key) * input.scale));
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0.0;
-    for score in scores.iter_mut() {
-        *score = (*score - largest).exp();
-        total += *score;
-    }
-    out.fill(0.0);
-    for (score, value) in scores.iter().zip(input.values.chunks_exact(width)) {
-        let share = score / total;
-        out.iter_mut().zip(value).for_each(|(out, value)| *out += share * value);
-    }
 }
 
 #[inline(always)]

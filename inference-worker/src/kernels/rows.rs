@@ -1,10 +1,12 @@
 //! Activations: one row per token.
 
-use super::ternary::COLUMNS;
 use std::marker::PhantomData;
 
 /// Floats per vector of the widest kernel: rows of floats are padded with zeros to a multiple.
-pub(super) const FLOATS: usize = 8;
+pub(super) const FLOATS: usize = 16;
+
+/// Integers per block of the kernel with the longest ones: rows of integers are padded with zeros to a multiple.
+const VALUES: usize = 32;
 
 /// `count` rows of `width` floats: one row per token.
 #[derive(Debug, Clone)]
@@ -110,7 +112,7 @@ impl Quantized {
     /// Room for `count` rows of `width`, all zero.
     pub(super) fn reset(&mut self, count: usize, width: usize) {
         self.width = width;
-        self.stride = width.max(1).next_multiple_of(COLUMNS);
+        self.stride = width.max(1).next_multiple_of(VALUES);
         self.data.clear();
         self.data.resize(count * self.stride, 0);
         self.sums.clear();

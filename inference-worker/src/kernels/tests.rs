@@ -1,6 +1,9 @@
 //! Every path against plain arithmetic, and against the portable path, at odd shapes and at the limits of the types.
 
-use super::{Attention, Cpu, Dense, DenseProduct, Elements, Kernels, Quantized, Rows, Ternary, TernaryProduct};
+use super::{
+    ActivationBits, CodeWidth, Codes, CodesProduct, Cpu, Dense, DenseProduct, Elements, Kernels, KvBits, KvFormat,
+    Quantized, Rows, Sequence, Ternary, TernaryProduct,
+};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use std::convert::Infallible;
@@ -46,6 +49,55 @@ fn check_ternary(rows: usize, columns: usize, weight: &dyn Fn(usize, usize) -> i
             for (i, expected) in expected.iter().enumerate() {
                 assert_eq!(outs[0].row(row)[i], *expected as f32, "{place}");
                 assert_eq!(outs[1].row(row)[i], *expected as f32 * 2.0, "{place}");
+            }
+        }
+    }
+}
+
+fn check_codes(width: CodeWidth, rows: usize, columns: usize, codes: &[u8], values: &[i8]) {
+    let mask = ((1_u16 << width.bits()) - 1) as u8;
+    let code = |row: usize, column: usize| codes[(row * columns + column) % codes.len()] & mask;
+    let weight = |row: usize, column: usize| match width {
+        CodeWidth::Binary => 2 * i64::from(code(row, column)) - 1,
+        CodeWidth::Int4 => i64::from(code(row, column)) - 8,
+        CodeWidth::Int8 => i64::from(code(row, column)) - 128,
+    };
+    let fill = |row: usize, out: &mut [u8]| {
+        out.iter_mut().enumerate().for_each(|(column, out)| *out = code(row, column));
+        Ok::<f32, Infallible>(row as f32 + 0.5)
+    };
+    let weights = Codes::from_codes(width, rows, columns, fill).unwrap();
+    for (row, column) in [(0, 0), (rows - 1, columns - 1), (rows / 2, columns / 3)] {
+        assert_eq!(i64::from(weights.weight(row, column)), weight(row, column));
+    }
+    let x = Quantized::from_values(columns, values, &vec![2.0; values.len() / columns]);
+    let product = |row: usize, values: &[i8]| -> i64 {
+        values.iter().enumerate().map(|(column, value)| weight(row, column) * i64::from(*value)).sum()
+    };
+    let expected: Vec<i64> = values
+        .chunks_exact(columns)
+        .flat_map(|values| (0..rows).map(|row| product(row, values)).collect::<Vec<_>>())
+        .collect();
+    for cpu in every_path() {
+        let place = format!("{} {width:?} {rows} x {columns}, {} tokens", cpu.kernels().name(), x.count());
+        let found: Vec<i64> = cpu.code_integers(&x, &weights).into_iter().map(i64::from).collect();
+        assert_eq!(found, expected, "{place}");
+        let mut out = Rows::new(x.count(), rows);
+        cpu.codes(&x, &mut [CodesProduct { weights: &weights, out: &mut out }]);
+        for (token, expected) in expected.chunks_exact(rows).enumerate() {
+            for (row, expected) in expected.iter().enumerate() {
+                assert_eq!(out.row(token)[row], *expected as f32 / 2.0 * (row as f32 + 0.5), "{place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_codes_at_the_limits_are_exact() {
+    for width in [CodeWidth::Binary, CodeWidth::Int4, CodeWidth::Int8] {
+        for value in [127, -128] {
+            for code in [0, 255] {
+                check_codes(width, 33, 6912, &[code], &vec![value; 6912 * 5]);
             }
         }
     }
@@ -122,6 +174,38 @@ proptest! {
     }
 
     #[test]
+    fn products_of_codes_are_exact_for_all_widths_and_shapes(
+        width in prop_oneof![Just(CodeWidth::Binary), Just(CodeWidth::Int4), Just(CodeWidth::Int8)],
+        (rows, columns, tokens) in (1_usize..70, 1_usize..300, 1_usize..15),
+        codes in proptest::collection::vec(prop_oneof![Just(0_u8), Just(255), any::<u8>()], 69 * 299),
+        values in proptest::collection::vec(activation(), 14 * 299),
+    ) {
+        check_codes(width, rows, columns, &codes, &values[..columns * tokens]);
+    }
+
+    #[test]
+    fn four_bit_activations_are_the_written_rule_on_every_path(
+        width in 1_usize..300,
+        values in proptest::collection::vec(number(), 300),
+    ) {
+        let values = &values[..width];
+        let mean = values.iter().map(|x| f64::from(x.abs())).sum::<f64>() / width as f64;
+        let mut first: Option<(f32, Vec<i8>)> = None;
+        for cpu in every_path() {
+            let mut out = Quantized::default();
+            cpu.fill_and_quantise(&mut rows_of(width, values), &mut out, ActivationBits::Four, &|_, _| ());
+            let scale = f64::from(out.scale(0));
+            prop_assert!((scale * (mean + 1e-5) / 7.0_f64.sqrt() - 1.0).abs() < 1e-4);
+            for (x, q) in values.iter().zip(out.row(0)) {
+                prop_assert_eq!(*q, (x * out.scale(0)).round_ties_even().clamp(-8.0, 7.0) as i8);
+            }
+            prop_assert_eq!(out.sum(0), out.row(0).iter().map(|v| i32::from(*v)).sum::<i32>());
+            let found = (out.scale(0), out.row(0).to_vec());
+            prop_assert_eq!(first.get_or_insert_with(|| found.clone()), &found);
+        }
+    }
+
+    #[test]
     fn quantisation_is_the_written_rule_on_every_path(
         width in 1_usize..300,
         values in proptest::collection::vec(number(), 600),
@@ -153,9 +237,9 @@ proptest! {
 
     #[test]
     fn float_products_are_close_on_every_path_and_do_not_depend_on_the_batch(
-        (rows, columns, tokens) in (1_usize..70, 1_usize..70, 1_usize..15),
-        weights in proptest::collection::vec(-2.0_f32..2.0, 70 * 70),
-        values in proptest::collection::vec(-2.0_f32..2.0, 15 * 70),
+        (rows, columns, tokens) in (1_usize..70, prop_oneof![1_usize..70, 380_usize..420], 1_usize..15),
+        weights in proptest::collection::vec(-2.0_f32..2.0, 70 * 420),
+        values in proptest::collection::vec(-2.0_f32..2.0, 15 * 420),
     ) {
         let weights = &weights[..rows * columns];
         let stored = [
@@ -188,30 +272,56 @@ proptest! {
     }
 
     #[test]
-    fn attention_is_the_same_on_every_path_and_averages_the_values(
-        (width, positions) in (1_usize..40, 1_usize..30),
-        numbers in proptest::collection::vec(-3.0_f32..3.0, 40 + 2 * 40 * 30),
+    fn attention_averages_the_values_on_every_path_whatever_else_is_computed(
+        (width, group, heads) in (1_usize..70, 1_usize..6, 1_usize..3),
+        (before, tokens) in (0_usize..70, 1_usize..12),
+        numbers in proptest::collection::vec(-3.0_f32..3.0, 4096),
     ) {
-        let (query, rest) = numbers.split_at(width);
-        let (keys, values) = rest[..2 * width * positions].split_at(width * positions);
-        let input = Attention { query, keys, values, scale: 0.3 };
-        let scores: Vec<f64> = keys
-            .chunks_exact(width)
-            .map(|key| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>() * 0.3)
-            .map(f64::exp)
-            .collect();
-        let total: f64 = scores.iter().sum();
-        let mut results = Vec::new();
-        for kernels in Kernels::all() {
-            let mut out = vec![9.0; width];
-            kernels.attend(&input, &mut vec![1.0; 3], &mut out);
-            for (i, found) in out.iter().enumerate() {
-                let sum: f64 = scores.iter().enumerate().map(|(p, s)| s * f64::from(values[p * width + i])).sum();
-                prop_assert!((f64::from(*found) - sum / total).abs() < 1e-5);
-            }
-            results.push(out);
+        let positions = before + tokens;
+        let number = |at: usize| numbers[at * 31 % numbers.len()];
+        let row = |position: usize, head: usize, which: usize| -> Vec<f32> {
+            (0..width).map(|i| number(((position * 2 + heads) * 3 + head) * 71 + which * 977 + i)).collect()
+        };
+        let mut query = Rows::new(tokens, heads * group * width);
+        for token in 0..tokens {
+            query.row_mut(token).iter_mut().enumerate().for_each(|(i, x)| *x = number(token * 53 + i * 3));
         }
-        prop_assert!(results.iter().all(|one| *one == results[0]));
+        let format = KvFormat { bits: KvBits::ThirtyTwo, head_dim: width };
+        let head_bytes = KvFormat::blocks(positions) * format.block_bytes();
+        // What nobody wrote must not matter.
+        let mut stored = vec![0xff; heads * head_bytes];
+        for head in 0..heads {
+            for position in 0..positions {
+                let to = &mut stored[head * head_bytes..][..head_bytes];
+                format.write(to, position, &row(position, head, 0), &row(position, head, 1));
+            }
+        }
+        let sequence = |first: usize, count: usize, from: usize| Sequence {
+            format, heads: &stored, head_bytes, rows: (first, count), visible: before + 1 + from,
+        };
+        for cpu in every_path() {
+            let mut out = Rows::new(tokens, query.width());
+            cpu.attend(&[sequence(0, tokens, 0)], &query, 0.3, &mut out);
+            // Cut in two sequences of rows: the same bits.
+            let (cut, mut parts) = (tokens / 2, Rows::new(tokens, query.width()));
+            let pieces = [sequence(0, cut, 0), sequence(cut, tokens - cut, cut)];
+            cpu.attend(&pieces[usize::from(cut == 0)..], &query, 0.3, &mut parts);
+            for token in 0..tokens {
+                prop_assert_eq!(out.row(token), parts.row(token), "{}", cpu.kernels().name());
+                for (i, query) in query.row(token).chunks_exact(width).enumerate() {
+                    let head = i / group;
+                    let visible = 0..=before + token;
+                    let dot = |key: &[f32]| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>();
+                    let scores: Vec<f64> = visible.clone().map(|p| (dot(&row(p, head, 0)) * 0.3).exp()).collect();
+                    let total: f64 = scores.iter().sum();
+                    for column in 0..width {
+                        let terms = visible.clone().map(|p| scores[p] * f64::from(row(p, head, 1)[column]));
+                        let found = f64::from(out.row(token)[i * width + column]);
+                        prop_assert!((found - terms.sum::<f64>() / total).abs() < 2e-5, "{}", cpu.kernels().name());
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -227,9 +337,13 @@ fn what_is_not_finite_stays_visible() {
             assert!(out.scale(0).is_finite() && out.scale(1).is_nan(), "{} {bad}", kernels.name());
             assert!(out.row(1).iter().all(|v| *v == 0));
         }
-        let mut out = [0.0; 2];
-        let input = Attention { query: &[1.0, 2.0], keys: &[0.0, f32::NAN], values: &[1.0, 1.0], scale: 1.0 };
-        kernels.attend(&input, &mut Vec::new(), &mut out);
-        assert!(out.iter().all(|v| v.is_nan()));
+        let format = KvFormat { bits: KvBits::Sixteen, head_dim: 2 };
+        let mut head = vec![0; format.block_bytes()];
+        format.write(&mut head, 0, &[0.0, 1.0], &[1.0, 1.0]);
+        format.write(&mut head, 1, &[0.0, f32::NAN], &[1.0, 1.0]);
+        let mut out = Rows::new(2, 2);
+        let sequence = Sequence { format, heads: &head, head_bytes: head.len(), rows: (0, 2), visible: 1 };
+        cpu.attend(&[sequence], &rows_of(2, &[1.0, 2.0, 1.0, 2.0]), 1.0, &mut out);
+        assert!(out.row(0).iter().all(|v| *v == 1.0) && out.row(1).iter().all(|v| v.is_nan()));
     }
 }

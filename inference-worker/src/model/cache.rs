@@ -1,33 +1,40 @@
 //! Keys and values of one sequence.
 
 use super::ModelConfig;
+use crate::kernels::{KvBits, KvFormat, Sequence};
 
-/// Keys and values of one sequence, for all layers, in f32.
+/// Keys and values of one sequence, for all layers.
 ///
 /// Positions count from 0 per cache: a step appends its tokens after those that are there.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     layers: usize,
     kv_heads: usize,
-    head_dim: usize,
+    format: KvFormat,
     capacity: usize,
     len: usize,
-    /// `[layer][key, value][kv head][capacity][head_dim]`; pages are touched only as positions fill.
-    data: Vec<f32>,
+    /// `[layer][kv head][block]`; pages are touched only as positions fill.
+    data: Vec<u8>,
 }
 
 impl KvCache {
-    pub(crate) fn new(config: &ModelConfig, capacity: usize) -> Self {
+    pub(crate) fn new(config: &ModelConfig, bits: KvBits, capacity: usize) -> Self {
         let capacity = capacity.min(config.context);
-        let size = config.layers * 2 * config.kv_heads * capacity * config.head_dim;
-        Self {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            capacity,
-            len: 0,
-            data: vec![0.0; size],
-        }
+        let (layers, kv_heads) = (config.layers, config.kv_heads);
+        let format = KvFormat { bits, head_dim: config.head_dim };
+        let size = Self::bytes_of(config, bits, capacity);
+        Self { layers, kv_heads, format, capacity, len: 0, data: vec![0; size] }
+    }
+
+    /// Bytes of the keys and values of one sequence of at most `capacity` tokens.
+    pub fn bytes_of(config: &ModelConfig, bits: KvBits, capacity: usize) -> usize {
+        let format = KvFormat { bits, head_dim: config.head_dim };
+        config.layers * config.kv_heads * KvFormat::blocks(capacity) * format.block_bytes()
+    }
+
+    /// Bytes that this cache takes once it is full.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
     }
 
     /// Tokens whose keys and values are stored.
@@ -53,20 +60,21 @@ impl KvCache {
     /// Takes over the first `len` tokens of a cache of the same model.
     ///
     /// # Panics
-    /// If the other one is of another shape, or either has no such tokens or no room for them.
+    /// If the other one is of another shape or precision, or either has no such tokens or no room for them.
     pub fn copy_from(&mut self, other: &Self, len: usize) {
-        let shape = |cache: &Self| (cache.layers, cache.kv_heads, cache.head_dim);
+        let shape = |cache: &Self| (cache.layers, cache.kv_heads, cache.format);
         assert!(shape(self) == shape(other) && len <= other.len && len <= self.capacity);
-        let size = len * self.head_dim;
-        let (from, to) = (other.capacity * self.head_dim, self.capacity * self.head_dim);
-        for plane in 0..self.layers * 2 * self.kv_heads {
-            self.data[plane * to..][..size].copy_from_slice(&other.data[plane * from..][..size]);
+        let size = KvFormat::blocks(len) * self.format.block_bytes();
+        let (from, to) = (other.head_bytes(), self.head_bytes());
+        for head in 0..self.layers * self.kv_heads {
+            self.data[head * to..][..size].copy_from_slice(&other.data[head * from..][..size]);
         }
         self.len = len;
     }
 
     pub(crate) fn fits(&self, config: &ModelConfig) -> bool {
-        (self.layers, self.kv_heads, self.head_dim) == (config.layers, config.kv_heads, config.head_dim)
+        let found = (self.layers, self.kv_heads, self.format.head_dim);
+        found == (config.layers, config.kv_heads, config.head_dim)
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {
@@ -76,23 +84,23 @@ impl KvCache {
 
     /// Stores one key and one value row (`kv_heads × head_dim`) at `position`.
     pub(crate) fn write(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
+        let (width, bytes) = (self.format.head_dim, self.head_bytes());
         for head in 0..self.kv_heads {
-            let from = head * self.head_dim..(head + 1) * self.head_dim;
-            let at = self.plane(layer, 0, head) + position * self.head_dim;
-            self.data[at..at + self.head_dim].copy_from_slice(&key[from.clone()]);
-            let at = self.plane(layer, 1, head) + position * self.head_dim;
-            self.data[at..at + self.head_dim].copy_from_slice(&value[from]);
+            let numbers = head * width..(head + 1) * width;
+            let to = &mut self.data[(layer * self.kv_heads + head) * bytes..][..bytes];
+            self.format.write(to, position, &key[numbers.clone()], &value[numbers]);
         }
     }
 
-    /// Keys and values of the first `count` positions of one head, `head_dim` apart.
-    pub(crate) fn read(&self, layer: usize, head: usize, count: usize) -> (&[f32], &[f32]) {
-        let (keys, values) = (self.plane(layer, 0, head), self.plane(layer, 1, head));
-        let size = count * self.head_dim;
-        (&self.data[keys..keys + size], &self.data[values..values + size])
+    /// One layer, for `rows` of queries after the stored tokens, of which the first one sees itself as well.
+    pub(crate) fn layer(&self, layer: usize, rows: (usize, usize)) -> Sequence<'_> {
+        let head_bytes = self.head_bytes();
+        let bytes = self.kv_heads * head_bytes;
+        let heads = &self.data[layer * bytes..(layer + 1) * bytes];
+        Sequence { format: self.format, heads, head_bytes, rows, visible: self.len + 1 }
     }
 
-    fn plane(&self, layer: usize, which: usize, head: usize) -> usize {
-        ((layer * 2 + which) * self.kv_heads + head) * self.capacity * self.head_dim
+    fn head_bytes(&self) -> usize {
+        KvFormat::blocks(self.capacity) * self.format.block_bytes()
     }
 }

@@ -11,12 +11,27 @@
 //! | bitnet | `bitnet`, `offline_quantization: true`, no `linear_class` (first generation) | as autobitlinear, offline |
 //! | llama | `bitnet`, no `linear_class` | as bitlinear |
 //!
+//! In a packed model `quantization_config.precisions` may give linear layers another form by their full names
+//! (`model.layers.0.mlp.down_proj`); layers that share an input are all quantised or all plain:
+//!
+//! | | `X.weight` | `X.weight_scale` |
+//! |---|---|---|
+//! | `full` | floats, as a layer in `modules_to_not_convert` | none |
+//! | `ternary` | U8 `[ceil(rows / 4), columns]`: plane `i` of the rows in the bits `2 i`, code = weight + 1 | one number, by class |
+//! | `binary` | U8 `[ceil(rows / 8), columns]`: plane `i` of the rows in bit `i`, code 0 = -1, 1 = 1 | one number, by class |
+//! | `int4` | U8 `[ceil(rows / 2), columns]`: plane `i` of the rows in the bits `4 i`, code = weight + 8 | a factor per row |
+//! | `int8` | I8 `[rows, columns]` | a factor per row |
+//!
+//! `quantization_config.activation_bits: 4` (default 8) quantises what q, k, v and gate, up read to 4 bits; the output and
+//! down projections read 8. Both keys are of this project.
+//!
 //! `quant_method: none` is a marker of this project for a BitNet-class model in full precision (the fp16 teacher that
 //! `distill` writes); transformers reads the same model when the key is left out.
 
 use super::LoadError;
+use crate::kernels::ActivationBits;
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,9 +73,27 @@ pub struct ModelConfig {
     pub tied: bool,
     /// How the linear layers of the decoder are stored and computed.
     pub linear: LinearKind,
-    /// Full names of the linear layers (`model.layers.0.mlp.down_proj`) that are plain although `linear` says otherwise.
-    /// Layers that share their input (q, k, v; gate, up) are in it together.
-    pub plain: BTreeSet<String>,
+    /// Linear layers, by full name (`model.layers.0.mlp.down_proj`), that are stored otherwise than `linear` says. Of
+    /// layers that share their input (q, k, v; gate, up) all or none are [`LayerPrecision::Full`].
+    pub precisions: BTreeMap<String, LayerPrecision>,
+    /// Bits of the activations that q, k, v and gate, up read, where these layers quantise them.
+    pub input_bits: ActivationBits,
+}
+
+/// How one linear layer is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerPrecision {
+    /// Floats; activations are not quantised.
+    Full,
+    /// -1 and 1.
+    Binary,
+    /// -1, 0 and 1.
+    Ternary,
+    /// From -8 to 7, with a factor per row.
+    Int4,
+    /// From -128 to 127, with a factor per row.
+    Int8,
 }
 
 /// Gate function of the feed-forward part.
@@ -186,6 +219,8 @@ struct RawQuantization {
     offline_quantization: Option<bool>,
     use_rms_norm: Option<bool>,
     modules_to_not_convert: Option<Vec<String>>,
+    precisions: Option<BTreeMap<String, LayerPrecision>>,
+    activation_bits: Option<u32>,
 }
 
 /// Linear layers of a decoder layer by the input that they read: it is quantised once for all of a group.
@@ -195,6 +230,15 @@ pub(crate) const SHARED_INPUTS: [&[&str]; 4] = [
     &["mlp.gate_proj", "mlp.up_proj"],
     &["mlp.down_proj"],
 ];
+
+/// Whether this is the full name of a linear layer of the decoder.
+fn is_linear(name: &str, layers: usize) -> bool {
+    let parts = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    parts.is_some_and(|(layer, module)| {
+        layer.parse().is_ok_and(|layer: usize| layer < layers)
+            && SHARED_INPUTS.iter().any(|group| group.contains(&module))
+    })
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
@@ -297,7 +341,8 @@ impl RawConfig {
             sub_norms: family == Family::BitNet,
             tied: self.tie_word_embeddings.unwrap_or(false),
             linear: self.linear(family, refuse)?,
-            plain: self.plain(layers, refuse)?,
+            precisions: self.precisions(layers, refuse)?,
+            input_bits: self.input_bits(refuse)?,
             bos: refuse.ids("bos_token_id", self.bos_token_id.into_iter().collect(), vocab_size)?.first().copied(),
             eos: refuse.ids("eos_token_id", self.eos_token_id.map(Ids::list).unwrap_or_default(), vocab_size)?,
         })
@@ -365,47 +410,66 @@ impl RawConfig {
         refuse.positive("rope_theta", given.unwrap_or(default))
     }
 
-    /// Names in `modules_to_not_convert` that are linear layers of the decoder.
-    fn plain(&self, layers: usize, refuse: &Refusal<'_>) -> Result<BTreeSet<String>, LoadError> {
-        const FIELD: &str = "quantization_config.modules_to_not_convert";
-        let mut plain = BTreeSet::new();
-        let names = self.quantization_config.iter().flat_map(|q| q.modules_to_not_convert.iter().flatten());
+    /// Forms of single layers, from `precisions` and `modules_to_not_convert`.
+    fn precisions(&self, layers: usize, refuse: &Refusal<'_>) -> Result<BTreeMap<String, LayerPrecision>, LoadError> {
+        const KEPT: &str = "quantization_config.modules_to_not_convert";
+        const FIELD: &str = "quantization_config.precisions";
+        let Some(quantization) = &self.quantization_config else { return Ok(BTreeMap::new()) };
+        let mut found = BTreeMap::new();
+        for (name, precision) in quantization.precisions.iter().flatten() {
+            if !is_linear(name, layers) {
+                let problem = format!("may name linear layers in full (model.layers.0.mlp.down_proj) but names {name}");
+                return Err(refuse.of(FIELD, problem, "list each layer by its full name"));
+            }
+            let packed = quantization.quant_method.as_deref() == Some("bitnet")
+                && quantization.quantization_mode.as_deref() != Some("online");
+            if !packed && *precision != LayerPrecision::Full {
+                let problem = format!("gives {name} a packed form, but this model is not packed");
+                return Err(refuse.of(FIELD, problem, "set quant_method bitnet and quantization_mode offline"));
+            }
+            found.insert(name.clone(), *precision);
+        }
+        let names = quantization.modules_to_not_convert.iter().flatten();
         for name in names.map(|name| name.trim_end_matches(".weight")) {
             if matches!(name, "lm_head" | "model.embed_tokens") {
                 continue;
             }
-            let parts = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-            if !parts.is_some_and(|(layer, module)| {
-                layer.parse().is_ok_and(|layer: usize| layer < layers)
-                    && SHARED_INPUTS.iter().any(|group| group.contains(&module))
-            }) {
-                return Err(refuse.of(
-                    FIELD,
-                    format!(
-                        "may name lm_head and linear layers in full (model.layers.0.mlp.down_proj) but names {name}"
-                    ),
-                    "list each layer by its full name",
-                ));
+            if !is_linear(name, layers) {
+                let problem = format!(
+                    "may name lm_head and linear layers in full (model.layers.0.mlp.down_proj) but names {name}"
+                );
+                return Err(refuse.of(KEPT, problem, "list each layer by its full name"));
             }
-            plain.insert(name.to_owned());
+            found.insert(name.to_owned(), LayerPrecision::Full);
         }
-        for name in &plain {
+        for (name, precision) in &found {
             let Some((layer, module)) = name.split_at_checked("model.layers.".len()).and_then(|n| n.1.split_once('.'))
             else {
                 continue;
             };
             let group = SHARED_INPUTS.iter().find(|group| group.contains(&module)).into_iter().copied().flatten();
-            let mut missing =
-                group.map(|other| format!("model.layers.{layer}.{other}")).filter(|other| !plain.contains(other));
-            if let Some(other) = missing.next() {
-                return Err(refuse.of(
-                    FIELD,
-                    format!("names {name} but not {other}, which shares its quantised input"),
-                    "list both or neither",
-                ));
+            let plain = |name: &String| found.get(name) == Some(&LayerPrecision::Full);
+            let mut other = group.map(|other| format!("model.layers.{layer}.{other}"));
+            if *precision == LayerPrecision::Full
+                && let Some(other) = other.find(|other| !plain(other))
+            {
+                let problem = format!("names {name} but not {other}, which shares its quantised input");
+                return Err(refuse.of(KEPT, problem, "list both or neither"));
             }
         }
-        Ok(plain)
+        Ok(found)
+    }
+
+    fn input_bits(&self, refuse: &Refusal<'_>) -> Result<ActivationBits, LoadError> {
+        match self.quantization_config.as_ref().and_then(|quantization| quantization.activation_bits) {
+            None | Some(8) => Ok(ActivationBits::Eight),
+            Some(4) => Ok(ActivationBits::Four),
+            Some(other) => Err(refuse.of(
+                "quantization_config.activation_bits",
+                format!("must be 4 or 8 but is {other}"),
+                "restore the original file",
+            )),
+        }
     }
 
     fn linear(&self, family: Family, refuse: &Refusal<'_>) -> Result<LinearKind, LoadError> {
@@ -585,8 +649,37 @@ mod tests {
         let plain = ["lm_head", "model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj.weight"];
         let quantization = json!({"quant_method": "bitnet", "modules_to_not_convert": plain});
         let config = load(&with("llama", &json!({"quantization_config": quantization}))).unwrap();
-        let names: Vec<&str> = config.plain.iter().map(String::as_str).collect();
+        assert!(config.precisions.values().all(|precision| *precision == LayerPrecision::Full));
+        let names: Vec<&str> = config.precisions.keys().map(String::as_str).collect();
         assert_eq!(names, ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]);
+    }
+
+    #[test]
+    fn layers_have_precisions_of_their_own_and_activations_bits() {
+        let quantization = json!({
+            "quant_method": "bitnet", "activation_bits": 4,
+            "precisions": {"model.layers.0.mlp.up_proj": "binary", "model.layers.1.self_attn.o_proj": "int8"}
+        });
+        let config = load(&with("bitnet", &json!({"quantization_config": quantization}))).unwrap();
+        assert_eq!(config.input_bits, ActivationBits::Four);
+        assert_eq!(config.precisions["model.layers.0.mlp.up_proj"], LayerPrecision::Binary);
+        assert_eq!(config.precisions["model.layers.1.self_attn.o_proj"], LayerPrecision::Int8);
+        assert_eq!(load(&base("bitnet")).unwrap().input_bits, ActivationBits::Eight);
+        let refused = [
+            json!({"quant_method": "bitnet", "activation_bits": 5}),
+            json!({"quant_method": "bitnet", "precisions": {"model.layers.2.mlp.up_proj": "int4"}}),
+            json!({"quant_method": "bitnet", "precisions": {"model.layers.0.mlp.up_proj": "full"}}),
+            json!({"quant_method": "none", "precisions": {"model.layers.0.mlp.up_proj": "int4"}}),
+            json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online",
+                   "precisions": {"model.layers.0.mlp.up_proj": "binary"}}),
+        ];
+        for quantization in refused {
+            let result = load(&with("bitnet", &json!({"quantization_config": quantization})));
+            assert!(matches!(result, Err(LoadError::Config { .. })), "{quantization}");
+        }
+        let unknown = json!({"quant_method": "bitnet", "precisions": {"model.layers.0.mlp.up_proj": "int2"}});
+        let result = load(&with("bitnet", &json!({"quantization_config": unknown})));
+        assert!(matches!(result, Err(LoadError::Json { .. })), "{result:?}");
     }
 
     #[test]

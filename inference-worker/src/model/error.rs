@@ -137,6 +137,14 @@ pub enum TensorFault {
     /// A weight scale that is not a finite number above 0.
     #[error("must be a finite number above 0 but is {0}; convert the checkpoint again")]
     Scale(f32),
+    /// More inputs than sums of 32 bits allow.
+    #[error("may have {most} columns at most but has {found}; convert the checkpoint with this layer ternary")]
+    Columns {
+        /// Most columns.
+        most: usize,
+        /// Columns by configuration.
+        found: usize,
+    },
     /// `tie_word_embeddings` is true but a different head is stored.
     #[error(
         "differs from model.embed_tokens.weight although tie_word_embeddings is true; set it to false or remove the tensor"

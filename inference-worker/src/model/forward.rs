@@ -2,7 +2,7 @@
 
 use super::linear::{Input, apply};
 use super::{Activation, ForwardError, KvCache, Layer, Model, ModelConfig};
-use crate::kernels::{Attention, DenseProduct, Rows};
+use crate::kernels::{ActivationBits, Rows, Sequence};
 
 /// Tokens to append to one sequence, and what to compute from them.
 pub struct Step<'a> {
@@ -133,25 +133,14 @@ impl Model {
                 row += 1;
             }
         }
-        // Cache and number of visible positions of each row.
-        let visible: Vec<(&KvCache, usize)> = steps
-            .iter()
-            .flat_map(|step| (0..step.tokens.len()).map(|i| (&*step.cache, step.cache.len() + i + 1)))
-            .collect();
-        let scale = (config.head_dim as f32).sqrt().recip();
-        let group = config.heads / config.kv_heads;
-        let longest = visible.iter().map(|(_, count)| *count).max().unwrap_or(0);
-        let work = 2 * group * config.head_dim * longest;
-        cpu.each_part(attended.rows_mut(), config.kv_heads, work, &|row, head, out| {
-            let (cache, count) = visible[row];
-            let (keys, values) = cache.read(index, head, count);
-            let from = head * group * config.head_dim;
-            let queries = query.row(row)[from..from + out.len()].chunks_exact(config.head_dim);
-            let mut scores = Vec::with_capacity(count);
-            for (query, out) in queries.zip(out.chunks_exact_mut(config.head_dim)) {
-                cpu.kernels().attend(&Attention { query, keys, values, scale }, &mut scores, out);
-            }
+        let mut row = 0;
+        let sequences = steps.iter().filter(|step| !step.tokens.is_empty()).map(|step| {
+            let first = row;
+            row += step.tokens.len();
+            step.cache.layer(index, (first, step.tokens.len()))
         });
+        let sequences: Vec<Sequence<'_>> = sequences.collect();
+        cpu.attend(&sequences, query, (config.head_dim as f32).sqrt().recip(), attended.rows_mut());
         attended.finish(cpu, &layer.output, &|_, row| {
             if let Some(norm) = &layer.attention_sub_norm {
                 normalise_in_place(row, norm, config.rms_eps);
@@ -196,9 +185,7 @@ impl Model {
             }
             start += step.tokens.len();
         }
-        let mut logits = Rows::new(normed.count(), self.config.vocab_size);
-        let weights = self.head.as_ref().unwrap_or(&self.embedding);
-        self.cpu.dense(&normed, &mut [DenseProduct { weights, out: &mut logits }]);
+        let logits = self.head.logits(&self.cpu, &self.embedding, &mut normed);
         let mut from = 0;
         for (step, wanted) in steps.iter_mut().zip(&wanted) {
             step.logits.clear();
@@ -213,14 +200,14 @@ impl Scratch {
     fn new(config: &ModelConfig, count: usize) -> Self {
         let (wide, narrow) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         Self {
-            normed: Input::new(count, config.hidden_size),
+            normed: Input::new(count, config.hidden_size, config.input_bits),
             query: Rows::new(count, wide),
             key: Rows::new(count, narrow),
             value: Rows::new(count, narrow),
-            attended: Input::new(count, wide),
+            attended: Input::new(count, wide, ActivationBits::Eight),
             gate: Rows::new(count, config.intermediate_size),
             up: Rows::new(count, config.intermediate_size),
-            gated: Input::new(count, config.intermediate_size),
+            gated: Input::new(count, config.intermediate_size, ActivationBits::Eight),
             delta: Rows::new(count, config.hidden_size),
             angles: Vec::new(),
         }

@@ -1,13 +1,17 @@
-//! Linear layers, plain or ternary.
+//! Linear layers: plain, ternary, or of codes.
 
 use super::ScaleRule;
-use crate::kernels::{Cpu, Dense, DenseProduct, Quantized, Rows, Ternary, TernaryProduct};
+use crate::kernels::{
+    ActivationBits, Codes, CodesProduct, Cpu, Dense, DenseProduct, Quantized, Rows, Ternary, TernaryProduct,
+};
+use std::sync::Arc;
 
-/// Weights of one linear layer without bias.
-#[derive(Debug)]
+/// Weights of one linear layer without bias. Models of one process share equal ones.
+#[derive(Debug, Clone)]
 pub(super) enum Linear {
-    Dense(Dense),
-    Ternary { weights: Ternary, scale: f32, rule: ScaleRule },
+    Dense(Arc<Dense>),
+    Ternary { weights: Arc<Ternary>, scale: f32, rule: ScaleRule },
+    Codes(Arc<Codes>),
 }
 
 /// Input of one or several linear layers, quantised at most once for all of them.
@@ -15,11 +19,13 @@ pub(super) enum Linear {
 pub(super) struct Input {
     rows: Rows,
     quantized: Quantized,
+    bits: ActivationBits,
 }
 
 impl Input {
-    pub(super) fn new(count: usize, width: usize) -> Self {
-        Self { rows: Rows::new(count, width), quantized: Quantized::default() }
+    /// `bits` are those of layers that quantise their input.
+    pub(super) fn new(count: usize, width: usize, bits: ActivationBits) -> Self {
+        Self { rows: Rows::new(count, width), quantized: Quantized::default(), bits }
     }
 
     /// The rows, to be written in parts; [`Input::finish`] must follow.
@@ -30,7 +36,9 @@ impl Input {
     /// Calls `fill` for each row, and gets it ready for this layer and those of its kind.
     pub(super) fn finish(&mut self, cpu: &Cpu, for_layer: &Linear, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
         match for_layer {
-            Linear::Ternary { .. } => cpu.fill_and_quantise(&mut self.rows, &mut self.quantized, fill),
+            Linear::Ternary { .. } | Linear::Codes(_) => {
+                cpu.fill_and_quantise(&mut self.rows, &mut self.quantized, self.bits, fill);
+            }
             Linear::Dense(_) => {
                 let work = self.rows.width();
                 cpu.each_part(&mut self.rows, 1, work, &|row, _, cells| fill(row, cells));
@@ -44,6 +52,7 @@ impl Linear {
         match self {
             Self::Dense(weights) => weights.precision(),
             Self::Ternary { .. } => "ternary",
+            Self::Codes(weights) => weights.width().name(),
         }
     }
 
@@ -52,6 +61,7 @@ impl Linear {
         match self {
             Self::Dense(weights) => weights.bytes(),
             Self::Ternary { weights, .. } => weights.bytes(),
+            Self::Codes(weights) => weights.bytes(),
         }
     }
 
@@ -60,13 +70,14 @@ impl Linear {
         match self {
             Self::Dense(weights) => weights.rows() * weights.columns(),
             Self::Ternary { weights, .. } => weights.rows() * weights.columns(),
+            Self::Codes(weights) => weights.rows() * weights.columns(),
         }
     }
 }
 
-/// `out = input · weightsᵀ` of several layers, as one piece of work for all threads.
+/// `out = input · weightsᵀ` of several layers, as one piece of work for all threads where they are of one kind.
 pub(super) fn apply<const N: usize>(cpu: &Cpu, layers: [&Linear; N], input: &Input, outs: [&mut Rows; N]) {
-    let (mut dense, mut ternary) = (Vec::with_capacity(N), Vec::with_capacity(N));
+    let (mut dense, mut ternary, mut codes) = (Vec::with_capacity(N), Vec::with_capacity(N), Vec::new());
     for (layer, out) in layers.into_iter().zip(outs) {
         match layer {
             Linear::Dense(weights) => dense.push(DenseProduct { weights, out }),
@@ -77,6 +88,7 @@ pub(super) fn apply<const N: usize>(cpu: &Cpu, layers: [&Linear; N], input: &Inp
                 };
                 ternary.push(TernaryProduct { weights, divisor, factor, out });
             }
+            Linear::Codes(weights) => codes.push(CodesProduct { weights, out }),
         }
     }
     if !dense.is_empty() {
@@ -84,5 +96,8 @@ pub(super) fn apply<const N: usize>(cpu: &Cpu, layers: [&Linear; N], input: &Inp
     }
     if !ternary.is_empty() {
         cpu.ternary(&input.quantized, &mut ternary);
+    }
+    if !codes.is_empty() {
+        cpu.codes(&input.quantized, &mut codes);
     }
 }

@@ -1,11 +1,13 @@
 //! From a model directory to a [`Model`].
 
+use super::head::Head;
 use super::linear::Linear;
-use super::weights::{Shards, Tensors};
-use super::{Layer, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule, TensorFault};
-use crate::kernels::{Dense, Elements, Ternary};
+use super::weights::{Shards, Tensor, Tensors};
+use super::{Layer, LayerPrecision, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule, TensorFault};
+use crate::kernels::{CodeWidth, Codes, Dense, Elements, Ternary};
 use half::{bf16, f16};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Lower bound of mean |w| when weights are made ternary, as in the reference implementation.
 const SMALLEST_MEAN: f32 = 1e-5;
@@ -37,7 +39,7 @@ impl Model {
         let shape = [config.vocab_size, config.hidden_size];
         let embedding = source.tensors.take(EMBEDDING)?;
         let embedding_bytes = embedding.bytes();
-        let embedding = Dense::new(shape[0], shape[1], &embedding.floats(EMBEDDING, &shape)?);
+        let embedding = dense(&embedding, EMBEDDING, shape[0], shape[1])?;
         let head = match source.tensors.take_if_present(HEAD) {
             Some(tensor) if config.tied => {
                 if tensor.bytes() != embedding_bytes {
@@ -45,10 +47,11 @@ impl Model {
                 }
                 None
             }
-            Some(tensor) => Some(Dense::new(shape[0], shape[1], &tensor.floats(HEAD, &shape)?)),
+            Some(tensor) => Some(dense(&tensor, HEAD, shape[0], shape[1])?),
             None if config.tied => None,
             None => return Err(source.tensors.missing(HEAD)),
         };
+        let head = Head::new(head, &embedding, options.head);
         let norm = source.norm("model.norm", config.hidden_size)?;
         // Not `with_capacity`: the number of layers is only believed as far as tensors are found.
         let mut layers = Vec::new();
@@ -56,12 +59,31 @@ impl Model {
             layers.push(source.layer(index)?);
         }
         source.tensors.finish()?;
-        Ok(Self { config, cpu: options.cpu()?, embedding, layers, norm, head })
+        Ok(Self { config, cpu: options.cpu()?, kv_bits: options.kv_bits, embedding, layers, norm, head })
     }
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+
+fn dense(tensor: &Tensor<'_>, name: &str, rows: usize, columns: usize) -> Result<Arc<Dense>, LoadError> {
+    Ok(Arc::new(Dense::new(rows, columns, &tensor.floats(name, &[rows, columns])?)))
+}
+
+fn codes(
+    tensor: &Tensor<'_>,
+    name: &str,
+    width: CodeWidth,
+    rows: usize,
+    columns: usize,
+    mut fill: impl FnMut(usize, &mut [u8]) -> f32,
+) -> Result<Linear, LoadError> {
+    if columns > Codes::MOST_COLUMNS {
+        return Err(tensor.refuse(name, TensorFault::Columns { most: Codes::MOST_COLUMNS, found: columns }));
+    }
+    let codes = Codes::from_codes(width, rows, columns, |row, codes| Ok(fill(row, codes)));
+    codes.map(|codes| Linear::Codes(Arc::new(codes)))
+}
 
 struct Source<'a> {
     config: &'a ModelConfig,
@@ -99,16 +121,80 @@ impl Source<'_> {
     }
 
     fn linear(&mut self, module: &str, rows: usize, columns: usize) -> Result<Linear, LoadError> {
-        let kind = if self.config.plain.contains(module) { LinearKind::Dense } else { self.config.linear };
+        let kind = match (self.config.precisions.get(module), self.config.linear) {
+            (Some(LayerPrecision::Full), _) => LinearKind::Dense,
+            (Some(LayerPrecision::Binary), LinearKind::Packed(rule)) => {
+                return self.binary(module, rows, columns, rule);
+            }
+            (Some(LayerPrecision::Int4), _) => return self.integers(module, rows, columns, CodeWidth::Int4),
+            (Some(LayerPrecision::Int8), _) => return self.integers(module, rows, columns, CodeWidth::Int8),
+            (_, kind) => kind,
+        };
         match kind {
             LinearKind::Dense => {
                 let name = format!("{module}.weight");
-                let floats = self.tensors.take(&name)?.floats(&name, &[rows, columns])?;
-                Ok(Linear::Dense(Dense::new(rows, columns, &floats)))
+                let tensor = self.tensors.take(&name)?;
+                Ok(Linear::Dense(dense(&tensor, &name, rows, columns)?))
             }
             LinearKind::Packed(rule) => self.packed(module, rows, columns, rule),
             LinearKind::Online => self.online(module, rows, columns),
         }
+    }
+
+    /// Eight planes of `ceil(rows / 8)` rows in the bits of a byte, lowest first; 0 is -1.
+    fn binary(&mut self, module: &str, rows: usize, columns: usize, rule: ScaleRule) -> Result<Linear, LoadError> {
+        let name = format!("{module}.weight");
+        let tensor = self.tensors.take(&name)?;
+        let plane = rows.div_ceil(8);
+        let bytes = tensor.packed(&name, &[plane, columns])?;
+        let scale = self.scale(module)?;
+        let factor = match rule {
+            ScaleRule::Multiply => scale,
+            ScaleRule::Divide => scale.recip(),
+        };
+        codes(&tensor, &name, CodeWidth::Binary, rows, columns, |row, codes| {
+            let (bit, row) = (row / plane, row % plane);
+            codes.iter_mut().zip(&bytes[row * columns..]).for_each(|(code, byte)| *code = (byte >> bit) & 1);
+            factor
+        })
+    }
+
+    /// 4 bits: two planes of `ceil(rows / 2)` rows in a byte, lower bits first, code = weight + 8. 8 bits: a signed byte.
+    fn integers(&mut self, module: &str, rows: usize, columns: usize, width: CodeWidth) -> Result<Linear, LoadError> {
+        let name = format!("{module}.weight");
+        let tensor = self.tensors.take(&name)?;
+        let plane = if width == CodeWidth::Int4 { rows.div_ceil(2) } else { rows };
+        let bytes = match width {
+            CodeWidth::Int4 => tensor.packed(&name, &[plane, columns])?,
+            _ => tensor.signed(&name, &[rows, columns])?,
+        };
+        let scales = format!("{module}.weight_scale");
+        let tensor_of_scales = self.tensors.take(&scales)?;
+        let factors = tensor_of_scales.vector(&scales, rows)?;
+        if let Some(bad) = factors.iter().find(|factor| !factor.is_finite() || **factor < 0.0) {
+            return Err(tensor_of_scales.refuse(&scales, TensorFault::Scale(*bad)));
+        }
+        codes(&tensor, &name, width, rows, columns, |row, codes| {
+            let (part, at) = (row / plane, row % plane);
+            let line = codes.iter_mut().zip(&bytes[at * columns..]);
+            match width {
+                CodeWidth::Int4 => line.for_each(|(code, byte)| *code = (byte >> (4 * part)) & 15),
+                // From two's complement to weight + 128.
+                _ => line.for_each(|(code, byte)| *code = byte ^ 0x80),
+            }
+            factors[row]
+        })
+    }
+
+    /// The scale of a whole matrix.
+    fn scale(&mut self, module: &str) -> Result<f32, LoadError> {
+        let name = format!("{module}.weight_scale");
+        let tensor = self.tensors.take(&name)?;
+        let scale = tensor.vector(&name, 1)?[0];
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(tensor.refuse(&name, TensorFault::Scale(scale)));
+        }
+        Ok(scale)
     }
 
     /// Four planes of `ceil(rows / 4)` rows in the four 2-bit fields of a byte, lowest bits first; code = weight + 1.
@@ -128,13 +214,8 @@ impl Source<'_> {
             },
             |row, column| tensor.refuse(&name, TensorFault::Code { row, column }),
         )?;
-        let name = format!("{module}.weight_scale");
-        let tensor = self.tensors.take(&name)?;
-        let scale = tensor.vector(&name, 1)?[0];
-        if !(scale.is_finite() && scale > 0.0) {
-            return Err(tensor.refuse(&name, TensorFault::Scale(scale)));
-        }
-        Ok(Linear::Ternary { weights, scale, rule })
+        let scale = self.scale(module)?;
+        Ok(Linear::Ternary { weights: Arc::new(weights), scale, rule })
     }
 
     /// `w = clamp(round half to even(w · s), -1, 1)` with `s = 1 / mean |w|`; products are divided by `s`.
@@ -165,6 +246,6 @@ impl Source<'_> {
             },
             |row, column| tensor.refuse(&name, TensorFault::Code { row, column }),
         )?;
-        Ok(Linear::Ternary { weights, scale, rule: ScaleRule::Divide })
+        Ok(Linear::Ternary { weights: Arc::new(weights), scale, rule: ScaleRule::Divide })
     }
 }

@@ -13,6 +13,7 @@ mod digest;
 mod error;
 mod forward;
 mod gguf;
+mod head;
 mod linear;
 mod load;
 mod random;
@@ -22,18 +23,22 @@ mod weights;
 
 pub use cache::KvCache;
 pub(crate) use config::SHARED_INPUTS;
-pub use config::{Activation, LinearKind, ModelConfig, ScaleRule};
+pub use config::{Activation, LayerPrecision, LinearKind, ModelConfig, ScaleRule};
 pub use digest::digest;
 pub(crate) use digest::hex;
 pub use error::{ForwardError, LoadError, TensorFault, TextError};
 pub use forward::{Step, Want};
+pub use head::HeadMode;
 pub use random::{Precision, Shape};
 pub use self_test::SelfTestError;
 pub use text::{ChatMessage, Text, TextStream};
 pub(crate) use weights::{Shards, Tensor as StoredTensor};
 
+pub use crate::kernels::{ActivationBits, KvBits};
 use crate::kernels::{Cpu, Dense, Kernels};
+use head::Head;
 use linear::Linear;
+use std::sync::Arc;
 
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +49,10 @@ pub struct LoadOptions {
     pub kernels: Option<Kernels>,
     /// Threads of a forward pass, the calling one included [default: 1].
     pub threads: Option<usize>,
+    /// Precision of cached keys and values [default: as computed].
+    pub kv_bits: KvBits,
+    /// How logits are computed.
+    pub head: HeadMode,
 }
 
 impl LoadOptions {
@@ -58,11 +67,11 @@ impl LoadOptions {
 pub struct Model {
     config: ModelConfig,
     cpu: Cpu,
-    embedding: Dense,
+    kv_bits: KvBits,
+    embedding: Arc<Dense>,
     layers: Vec<Layer>,
     norm: Vec<f32>,
-    /// `None`: the embedding is the head.
-    head: Option<Dense>,
+    head: Head,
 }
 
 /// Weights of one decoder layer.
@@ -83,13 +92,21 @@ struct Layer {
     down: Linear,
 }
 
+impl Layer {
+    fn norm_bytes(&self) -> usize {
+        let sub_norms = self.attention_sub_norm.iter().chain(&self.ffn_sub_norm);
+        4 * (self.input_norm.len() + self.post_attention_norm.len() + sub_norms.map(Vec::len).sum::<usize>())
+    }
+}
+
 impl Model {
     /// Shape and arithmetic; `context` is the one in force.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Precision of the decoder's linear layers: `ternary`, `fp16`, `bf16`, `fp32`, or `mixed` where they differ.
+    /// Precision of the decoder's linear layers: `binary`, `ternary`, `int4`, `int8`, `fp16`, `bf16`, `fp32`, or `mixed`
+    /// where they differ.
     pub fn precision(&self) -> &'static str {
         let linears =
             |l: &Layer| [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down].map(Linear::precision);
@@ -101,6 +118,16 @@ impl Model {
     /// Name of the kernels in use, as [`Kernels::name`].
     pub fn kernel(&self) -> &'static str {
         self.cpu.kernels().name()
+    }
+
+    /// Precision of cached keys and values.
+    pub fn kv_bits(&self) -> KvBits {
+        self.kv_bits
+    }
+
+    /// Changes the precision of the keys and values of caches that are made from now on.
+    pub fn set_kv_bits(&mut self, bits: KvBits) {
+        self.kv_bits = bits;
     }
 
     /// Kernels and threads in use.
@@ -119,13 +146,21 @@ impl Model {
 
     /// Bytes of weights that a pass reads, with logits for at least one token.
     pub fn bytes_per_pass(&self) -> usize {
-        self.linears().map(Linear::bytes).sum::<usize>() + self.head.as_ref().unwrap_or(&self.embedding).bytes()
+        self.linears().map(Linear::bytes).sum::<usize>() + self.head.bytes(&self.embedding)
+    }
+
+    /// Bytes of all weights in memory.
+    pub fn weight_bytes(&self) -> usize {
+        let norms = self.layers.iter().map(Layer::norm_bytes).sum::<usize>() + 4 * self.norm.len();
+        let head = self.head.own.as_ref().map_or(0, |head| head.bytes());
+        let screen = self.head.screen.as_ref().map_or(0, head::Screen::held);
+        self.linears().map(Linear::bytes).sum::<usize>() + norms + self.embedding.bytes() + head + screen
     }
 
     /// Multiply-adds of the decoder's linear layers per token, and of the head per row of logits.
     pub fn products_per_token(&self) -> (usize, usize) {
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        (self.linears().map(Linear::products).sum(), head.rows() * head.columns())
+        let head = self.embedding.rows() * self.embedding.columns();
+        (self.linears().map(Linear::products).sum(), head)
     }
 
     fn linears(&self) -> impl Iterator<Item = &Linear> {
@@ -136,6 +171,6 @@ impl Model {
 
     /// An empty cache for one sequence of at most `capacity` tokens; the model's context bounds it.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(&self.config, capacity)
+        KvCache::new(&self.config, self.kv_bits, capacity)
     }
 }

@@ -1,11 +1,13 @@
 //! Models of a given shape with random weights: what speed depends on, without a checkpoint.
 
+use super::head::Head;
 use super::linear::Linear;
-use super::{Activation, Layer, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule};
+use super::{Activation, ActivationBits, Layer, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule};
 use crate::engine::random::Random;
 use crate::kernels::{Block, Blocks, Dense, Elements, Ternary, blocks};
 use half::{bf16, f16};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A shape that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +156,8 @@ impl Shape {
             sub_norms: self.sub_norms,
             tied: self.tied,
             linear,
-            plain: BTreeSet::new(),
+            precisions: BTreeMap::new(),
+            input_bits: ActivationBits::Eight,
         }
     }
 }
@@ -183,11 +186,12 @@ impl Model {
         let mut config = shape.config(linear);
         config.context = options.context.unwrap_or(config.context).clamp(1, config.context);
         let mut source = Source { random: Random::from_seed(seed), precision };
-        let embedding = source.dense(config.vocab_size, config.hidden_size);
-        let head = (!config.tied).then(|| source.dense(config.vocab_size, config.hidden_size));
+        let embedding = Arc::new(source.dense(config.vocab_size, config.hidden_size));
+        let head = (!config.tied).then(|| Arc::new(source.dense(config.vocab_size, config.hidden_size)));
+        let head = Head::new(head, &embedding, options.head);
         let layers = (0..config.layers).map(|_| source.layer(&config)).collect();
         let norm = vec![1.0; config.hidden_size];
-        Ok(Self { cpu: options.cpu()?, embedding, layers, norm, head, config })
+        Ok(Self { cpu: options.cpu()?, kv_bits: options.kv_bits, embedding, layers, norm, head, config })
     }
 }
 
@@ -221,9 +225,9 @@ impl Source {
             Precision::Ternary => {
                 // Half of the weights are zero, so a product of unit inputs has the variance columns / 2.
                 let scale = (columns as f32 / 2.0).sqrt().recip();
-                Linear::Ternary { weights: self.ternary(rows, columns), scale, rule: ScaleRule::Multiply }
+                Linear::Ternary { weights: Arc::new(self.ternary(rows, columns)), scale, rule: ScaleRule::Multiply }
             }
-            Precision::F16 | Precision::Bf16 => Linear::Dense(self.dense(rows, columns)),
+            Precision::F16 | Precision::Bf16 => Linear::Dense(Arc::new(self.dense(rows, columns))),
         }
     }
 

@@ -211,6 +211,15 @@ impl<'a> Tensor<'a> {
         Ok(self.view.data())
     }
 
+    /// Signed bytes, after a check of type and shape.
+    pub(super) fn signed(&self, name: &str, shape: &[usize]) -> Result<&'a [u8], LoadError> {
+        if self.view.dtype() != Dtype::I8 {
+            return Err(self.dtype(name, "I8 (a signed byte per weight)", "convert the checkpoint again"));
+        }
+        self.expect_shape(name, shape)?;
+        Ok(self.view.data())
+    }
+
     fn dtype(&self, name: &str, expected: &'static str, remedy: &'static str) -> LoadError {
         self.refuse(name, TensorFault::Dtype { expected, found: format!("{:?}", self.view.dtype()), remedy })
     }

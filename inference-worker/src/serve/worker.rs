@@ -9,8 +9,8 @@ use super::split;
 use super::upstream::{Upstream, UpstreamSettings};
 use super::users::Users;
 use crate::compare::{Comparer, PeerSettings, Shadow};
-use crate::engine::{self, AskError, Engine};
-use crate::model::{self, LoadError, LoadOptions, Model, Text};
+use crate::engine::{self, AskError, Engine, MemoryPlan};
+use crate::model::{self, HeadMode, KvBits, LoadError, LoadOptions, Model, Text};
 use bitnet_api::worker::Identity;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,6 +41,12 @@ pub struct Settings {
     pub engine: engine::Options,
     /// Threads of a forward pass.
     pub threads: usize,
+    /// Precision of cached keys and values, unless the memory budget lowers it.
+    pub kv_bits: KvBits,
+    /// Bytes that weights, keys and values, and passes may take.
+    pub memory_budget: Option<usize>,
+    /// How logits are computed.
+    pub head: HeadMode,
     /// Time from a request's arrival to the end of its answer.
     pub request_timeout: Duration,
     /// Time from the first byte of a request to the end of its head.
@@ -71,6 +77,9 @@ pub enum StartError {
     /// The directory cannot be loaded.
     #[error("ModelInvalid")]
     ModelInvalid(#[source] LoadError),
+    /// The memory budget is too small for this model.
+    #[error("MemoryBudget")]
+    Budget(#[source] engine::BudgetTooSmall),
     /// The operating system gives no thread for the engine.
     #[error("the engine's thread did not start")]
     Thread(#[source] std::io::Error),
@@ -183,11 +192,16 @@ impl Worker {
                 return Err(StartError::DigestMismatch { expected: expected.clone(), found });
             }
         }
-        let Settings { context, threads, .. } = self.settings;
-        let options = LoadOptions { context, threads: Some(threads), ..LoadOptions::default() };
+        let Settings { context, threads, kv_bits, head, .. } = self.settings;
+        let options = LoadOptions { context, threads: Some(threads), kv_bits, head, ..LoadOptions::default() };
         let text = Text::load(dir).map_err(StartError::ModelInvalid)?;
         let mut model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
         model.self_test().map_err(StartError::SelfTest)?;
+        let engine = self.settings.engine;
+        let plan = MemoryPlan::of(&model, &engine, self.settings.memory_budget).map_err(StartError::Budget)?;
+        tracing::info!(total = plan.total(), budget = self.settings.memory_budget, %plan, "memory in bytes at most");
+        model.set_kv_bits(plan.kv_bits);
+        let engine = engine::Options { max_batch: plan.sequences, ..engine };
         let config = model.config();
         let facts = Facts {
             vocabulary: config.vocab_size,
@@ -197,7 +211,7 @@ impl Worker {
             precision: model.precision().to_owned(),
             kernel: model.kernel().to_owned(),
         };
-        let engine = Engine::start(model, self.settings.engine).map_err(StartError::Thread)?;
+        let engine = Engine::start(model, engine).map_err(StartError::Thread)?;
         self.install(engine, text, facts)
     }
 

@@ -15,7 +15,7 @@ use axum::response::Response;
 use bitnet_api::worker::Counters;
 use inference_worker::compare::PeerSettings;
 use inference_worker::engine::{self, Engine};
-use inference_worker::model::Text;
+use inference_worker::model::{HeadMode, KvBits, Text};
 use inference_worker::serve::{Facts, MetricNames, ServeError, Server, Settings, Stop, Worker, internal_router};
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -38,6 +38,9 @@ pub fn settings(model: &Path) -> Settings {
         context: None,
         engine: engine::Options::default(),
         threads: 1,
+        kv_bits: KvBits::default(),
+        memory_budget: None,
+        head: HeadMode::default(),
         request_timeout: Duration::from_secs(10),
         head_time: Duration::from_millis(300),
         metric_names: MetricNames::AndVllm,

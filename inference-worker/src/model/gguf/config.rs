@@ -1,8 +1,8 @@
 //! What the model is, by the metadata of its file.
 
 use super::reader::{Gguf, Kind, Value};
-use crate::model::{Activation, LinearKind, LoadError, ModelConfig, ScaleRule};
-use std::collections::BTreeSet;
+use crate::model::{Activation, ActivationBits, LinearKind, LoadError, ModelConfig, ScaleRule};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const LARGEST: u64 = crate::kernels::MOST_COLUMNS as u64;
@@ -96,7 +96,8 @@ pub(super) fn of(file: &Gguf) -> Result<ModelConfig, LoadError> {
         sub_norms: bitnet,
         tied: file.shape("output.weight").is_none(),
         linear: if packed { LinearKind::Packed(ScaleRule::Multiply) } else { LinearKind::Dense },
-        plain: BTreeSet::new(),
+        precisions: BTreeMap::new(),
+        input_bits: ActivationBits::Eight,
     })
 }
 

@@ -2,20 +2,23 @@
 
 use super::reader::{Gguf, I2_S_BLOCK, Kind, Tensor};
 use crate::kernels::{Dense, Elements, Ternary};
+use crate::model::head::Head;
 use crate::model::linear::Linear;
 use crate::model::{Layer, LoadError, LoadOptions, Model, ModelConfig, ScaleRule, TensorFault};
 use half::{bf16, f16};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Reads the model of a GGUF file; `config` is its configuration, with the context in force.
 pub(in crate::model) fn load(path: &Path, config: ModelConfig, options: &LoadOptions) -> Result<Model, LoadError> {
     let file = super::open(path)?;
     let source = Source { file: &file, config: &config, used: RefCell::default() };
-    let embedding = source.dense("token_embd.weight", config.vocab_size, config.hidden_size)?;
+    let embedding = Arc::new(source.dense("token_embd.weight", config.vocab_size, config.hidden_size)?);
     let head =
         (!config.tied).then(|| source.dense("output.weight", config.vocab_size, config.hidden_size)).transpose()?;
+    let head = Head::new(head.map(Arc::new), &embedding, options.head);
     let norm = source.norm("output_norm.weight", config.hidden_size)?;
     // Not `with_capacity`: the number of layers is only believed as far as tensors are found.
     let mut layers = Vec::new();
@@ -23,7 +26,7 @@ pub(in crate::model) fn load(path: &Path, config: ModelConfig, options: &LoadOpt
         layers.push(source.layer(index)?);
     }
     source.finish()?;
-    Ok(Model { cpu: options.cpu()?, embedding, layers, norm, head, config })
+    Ok(Model { cpu: options.cpu()?, kv_bits: options.kv_bits, embedding, layers, norm, head, config })
 }
 
 struct Source<'a> {
@@ -106,7 +109,7 @@ impl<'a> Source<'a> {
     ) -> Result<Linear, LoadError> {
         let tensor = self.take(name, rows, columns)?;
         if tensor.kind != Kind::I2S {
-            return Ok(Linear::Dense(Dense::new(rows, columns, &self.elements(name, tensor, place)?)));
+            return Ok(Linear::Dense(Arc::new(Dense::new(rows, columns, &self.elements(name, tensor, place)?))));
         }
         let width = columns / 4;
         let weights = Ternary::from_codes(
@@ -119,7 +122,7 @@ impl<'a> Source<'a> {
             },
             |row, column| self.refuse(name, TensorFault::Code { row, column }),
         )?;
-        Ok(Linear::Ternary { weights, scale: tensor.scale, rule: ScaleRule::Multiply })
+        Ok(Linear::Ternary { weights: Arc::new(weights), scale: tensor.scale, rule: ScaleRule::Multiply })
     }
 
     fn elements(&self, name: &str, tensor: Tensor<'_>, place: &dyn Fn(usize) -> usize) -> Result<Elements, LoadError> {
