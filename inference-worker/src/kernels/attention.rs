@@ -144,6 +144,9 @@ impl Kernels {
         match self.set {
             // SAFETY: an array needs no features.
             Set::Portable => unsafe { attend::<[f32; 8]>(work, scratch) },
+            // SAFETY: every AArch64 CPU has the features of that register.
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonDot => unsafe { attend::<[std::arch::aarch64::float32x4_t; 2]>(work, scratch) },
             // SAFETY: these sets exist only where the CPU has the features (see `Set`).
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 | Set::AvxVnni => unsafe { x86::attend_avx2(work, scratch) },

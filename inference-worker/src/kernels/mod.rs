@@ -18,6 +18,8 @@ mod dense;
 mod floats;
 mod kv;
 mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pool;
 mod portable;
 pub mod product;
@@ -50,6 +52,9 @@ pub struct Kernels {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Set {
     Portable,
+    /// Made by [`Kernels::all`] only, after the CPU said that it has the dot-product instructions.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
     /// Made by [`Kernels::all`] only, after the CPU said that it has AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -98,6 +103,10 @@ impl Kernels {
             }
             all.push(Self { set: Set::Avx2 });
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            all.push(Self { set: Set::NeonDot });
+        }
         all.push(Self::portable());
         all
     }
@@ -112,10 +121,12 @@ impl Kernels {
         Self { set: Set::Portable }
     }
 
-    /// `avx512-vnni`, `avx-vnni`, `avx2` or `portable`.
+    /// `avx512-vnni`, `avx-vnni`, `avx2`, `neon-dot` or `portable`.
     pub fn name(self) -> &'static str {
         match self.set {
             Set::Portable => "portable",
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonDot => "neon-dot",
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -130,6 +141,9 @@ impl Kernels {
         let panel = weights.panel(panel);
         match self.set {
             Set::Portable => portable::panel(panel, &tokens, out),
+            // SAFETY: `Set::NeonDot` exists only where the CPU has the features of that module (see `Set`).
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonDot => unsafe { neon::codes::<2>(panel, &tokens, out) },
             // SAFETY: `Set::Avx2` exists only where the CPU has the features of that module (see `Set`).
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => unsafe { avx2::panel(panel, &tokens, out) },
@@ -149,6 +163,15 @@ impl Kernels {
             (Set::Portable, CodeWidth::Binary) => portable::codes::<1>(panel, &tokens, out),
             (Set::Portable, CodeWidth::Int4) => portable::codes::<4>(panel, &tokens, out),
             (Set::Portable, CodeWidth::Int8) => portable::codes::<8>(panel, &tokens, out),
+            // SAFETY: this set exists only where the CPU has the features of that module (see `Set`).
+            #[cfg(target_arch = "aarch64")]
+            (Set::NeonDot, width) => unsafe {
+                match width {
+                    CodeWidth::Binary => neon::codes::<1>(panel, &tokens, out),
+                    CodeWidth::Int4 => neon::codes::<4>(panel, &tokens, out),
+                    CodeWidth::Int8 => neon::codes::<8>(panel, &tokens, out),
+                }
+            },
             // SAFETY: these sets exist only where the CPU has the features of their modules (see `Set`).
             #[cfg(target_arch = "x86_64")]
             (Set::Avx2, width) => unsafe {
@@ -183,6 +206,9 @@ impl Kernels {
     fn finish(self, products: &[i32; PANEL], sum: i32, divisor: f32, factor: f32, out: &mut [f32; PANEL]) {
         match self.set {
             Set::Portable => portable::finish(products, sum, divisor, factor, out),
+            // The compiler's own code for this loop uses every register that an AArch64 CPU is sure to have.
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonDot => portable::finish(products, sum, divisor, factor, out),
             // SAFETY: these sets exist only where the CPU has AVX2 (see `Set`).
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe {
@@ -203,7 +229,6 @@ impl Kernels {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
     fn dense_of<E: simd::Element + portable::Stored>(
         self,
         elements: &[E],
@@ -216,30 +241,25 @@ impl Kernels {
         let work = DenseRows { elements, stride, x: x.padded().0 };
         match self.set {
             Set::Portable => portable::dense(work, out),
+            // SAFETY: every AArch64 CPU has the features of that function.
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonDot => unsafe { neon::dense(work, out) },
             // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
+            #[cfg(target_arch = "x86_64")]
             Set::Avx2 | Set::AvxVnni => unsafe { avx2::dense(work, out) },
             // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512Vnni => unsafe { avx512::dense(work, out) },
         }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn dense_of<E: portable::Stored>(
-        self,
-        elements: &[E],
-        stride: usize,
-        rows: std::ops::Range<usize>,
-        x: &Rows,
-        out: &mut [f32],
-    ) {
-        let elements = &elements[rows.start * stride..rows.end * stride];
-        portable::dense(DenseRows { elements, stride, x: x.padded().0 }, out);
     }
 
     /// Quantises one padded row; returns its scale and the sum of its values.
     fn quantise(self, row: &[f32], out: &mut [i8]) -> (f32, i32) {
         match self.set {
             Set::Portable => portable::quantise(row, out),
+            // As above.
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonDot => portable::quantise(row, out),
             // SAFETY: these sets exist only where the CPU has the features of that module (see `Set`).
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 | Set::AvxVnni | Set::Avx512Vnni => unsafe { avx2::quantise(row, out) },

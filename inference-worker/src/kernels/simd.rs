@@ -17,6 +17,13 @@ use std::arch::x86_64::{
     _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::{
+    float32x4_t, vaddq_f32, vaddq_s32, vaddvq_f32, vbslq_f32, vcgtq_f32, vcltq_f32, vdupq_n_f32, vfmaq_f32, vld1_u16,
+    vld1q_f32, vreinterpretq_f32_s32, vreinterpretq_f32_u32, vreinterpretq_s32_f32, vshll_n_u16, vshlq_n_s32,
+    vst1q_f32,
+};
+
 /// Some floats that are worked on together.
 ///
 /// # Safety
@@ -192,6 +199,98 @@ impl Vector for [f32; 8] {
     }
 }
 
+// Each function's promise is that of the trait: pointers are good for 8 elements. Every AArch64 CPU has the features.
+#[cfg(target_arch = "aarch64")]
+impl Vector for [float32x4_t; 2] {
+    const LANES: usize = 8;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vdupq_n_f32(x); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load(from.cast::<[f16; 8]>().read_unaligned().map(f16::to_f32).as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's promise; bf16 is a transparent u16 that holds the upper half of an f32.
+        unsafe {
+            let half = |at: usize| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(at).cast())));
+            [half(0), half(4)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            vst1q_f32(to, self[0]);
+            vst1q_f32(to.add(4), self[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, by: Self, plus: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vfmaq_f32(plus[0], self[0], by[0]), vfmaq_f32(plus[1], self[1], by[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vaddq_f32(self[0], other[0]), vaddq_f32(self[1], other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: the caller's promise. A comparison with NaN is false.
+        unsafe {
+            let half = |at: usize| vbslq_f32(vcgtq_f32(self[at], other[at]), self[at], other[at]);
+            [half(0), half(1)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn at_least(self, least: f32) -> Self {
+        // SAFETY: the caller's promise; likewise.
+        unsafe {
+            let least = vdupq_n_f32(least);
+            let half = |at: usize| vbslq_f32(vcltq_f32(self[at], least), least, self[at]);
+            [half(0), half(1)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, shifted: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let half = |at: usize| {
+                let power = vshlq_n_s32::<23>(vreinterpretq_s32_f32(shifted[at]));
+                vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(self[at]), power))
+            };
+            [half(0), half(1)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { vaddvq_f32(vaddq_f32(self[0], self[1])) }
+    }
+}
+
 // Each function's promise is that of the trait: the CPU has AVX2, FMA and F16C, and pointers are good for 8 elements.
 #[cfg(target_arch = "x86_64")]
 impl Vector for __m256 {
@@ -352,6 +451,7 @@ impl Vector for __m512 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_arch = "x86_64")]
     use crate::kernels::Kernels;
 
     /// Every path's exponentials of eight and sixteen numbers.
@@ -363,6 +463,12 @@ mod tests {
             unsafe { exp(<[f32; 8]>::load(x[8 * half..].as_ptr())).store(out[8 * half..].as_mut_ptr()) };
         }
         all.push(out);
+        #[cfg(target_arch = "aarch64")]
+        for half in 0..2 {
+            // SAFETY: every AArch64 CPU has the features; eight numbers are there.
+            unsafe { exp(<[float32x4_t; 2]>::load(x[8 * half..].as_ptr())).store(out[8 * half..].as_mut_ptr()) };
+            all.push(out);
+        }
         #[cfg(target_arch = "x86_64")]
         for kernels in Kernels::all() {
             #[target_feature(enable = "avx2,fma,f16c")]

@@ -58,6 +58,12 @@ impl Kernels {
     fn peak(self) -> Option<usize> {
         match self.set {
             Set::Portable => None,
+            // SAFETY: this set exists only where the CPU has the features of the module (see `Set`).
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonDot => Some(unsafe {
+                std::hint::black_box(super::neon::peak());
+                super::neon::PEAK_WORK
+            }),
             // SAFETY: the sets exist only where the CPU has the features of the modules (see `Set`).
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => Some(unsafe {
