@@ -8,6 +8,7 @@ mod blue_green;
 mod canary;
 mod chart;
 mod crds;
+mod federated;
 mod guard;
 mod kill;
 mod operator;
@@ -119,6 +120,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(canary::healthy_is_promoted_damaged_is_rolled_back),
         trial!(blue_green::nobody_meets_a_damaged_model_and_both_ways_cost_nothing),
         trial!(ab_test::a_user_stays_with_one_arm),
+        trial!(federated::four_clients_and_a_coordinator_publish_a_model),
         trial!(guard::a_defect_after_the_promotion_goes_back_to_fp16),
         // Ten minutes of its own: `cargo verify --long`.
         trial!(kill::twenty_kills_change_no_end_state).with_ignored_flag(true),
