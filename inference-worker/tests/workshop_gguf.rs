@@ -29,6 +29,8 @@ fn model(dir: &Path, family: &str) {
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     tokenizer["pre_tokenizer"]["use_regex"] = json!(true);
     tokenizer["model"]["merges"] = json!([["t", "h"]]);
+    // Every id has its token, or the tokenizer would number added ones anew.
+    tokenizer["model"]["vocab"]["<eos>"] = json!(256);
     tokenizer["model"]["vocab"]["th"] = json!(257);
     fs::write(&path, tokenizer.to_string()).unwrap();
     let bitnet = family == "bitnet";
