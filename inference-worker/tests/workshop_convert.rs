@@ -7,7 +7,7 @@ mod support;
 use inference_worker::compare::similarity::compare_rows;
 use inference_worker::model::{LoadOptions, Model, ScaleRule, Step, Want};
 use inference_worker::workshop::WorkshopError;
-use inference_worker::workshop::convert::{Converted, Order, Phase, PrecisionRule, convert};
+use inference_worker::workshop::convert::{Converted, Order, Phase, PrecisionRule, Storage, convert};
 use inference_worker::workshop::export::{StoredTensor, read_tensors, write_tensors};
 use inference_worker::workshop::inspect::inspect;
 use inference_worker::workshop::ternary::{Ternary, pack};
@@ -23,8 +23,12 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn order(model: &Path, out: &Path) -> Order {
-    let scale = ScaleRule::Multiply;
-    Order { model: model.into(), out: out.into(), phase: None, rules: Vec::new(), scale, shard: u64::MAX }
+    let storage = safetensors(ScaleRule::Multiply);
+    Order { model: model.into(), out: out.into(), phase: None, rules: Vec::new(), storage }
+}
+
+fn safetensors(scale: ScaleRule) -> Storage {
+    Storage::Safetensors { scale, shard: u64::MAX }
 }
 
 fn rules(texts: &[&str]) -> Vec<PrecisionRule> {
@@ -56,7 +60,7 @@ fn packed_weights_equal_those_that_the_loader_makes_of_the_plain_ones() {
     let online = fixture("online-bf16");
     for (name, scale) in [("m", ScaleRule::Multiply), ("d", ScaleRule::Divide)] {
         let out = root.path().join(name);
-        let made = convert(&Order { scale, ..order(&online, &out) }).unwrap();
+        let made = convert(&Order { storage: safetensors(scale), ..order(&online, &out) }).unwrap();
         let layers = inspect(&out).unwrap().model.layers;
         assert_eq!(made.layers.into_iter().collect::<Vec<_>>(), [("ternary", 7 * layers)]);
         let (want, got) = (logits(&online), logits(&out));
@@ -202,7 +206,8 @@ fn sharded_in_and_out_is_one_model() {
     let model = fixture("llama-fp16");
     let (one, many) = (root.path().join("one"), root.path().join("many"));
     assert_eq!(convert(&order(&model, &one)).unwrap().files, 1);
-    let made = convert(&Order { shard: 20_000, ..order(&model, &many) }).unwrap();
+    let storage = Storage::Safetensors { scale: ScaleRule::Multiply, shard: 20_000 };
+    let made = convert(&Order { storage, ..order(&model, &many) }).unwrap();
     assert!(made.files > 2 && many.join("model.safetensors.index.json").exists());
     assert_eq!(logits(&one), logits(&many));
     assert!(!one.join("model.safetensors.index.json").exists(), "an index of the input is not copied");
@@ -233,7 +238,7 @@ fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     assert!(with(&["embed_tokens=int8"]).contains("embed_tokens=int8 fits no linear layer"));
     assert!(with(&["q_proj=full"]).contains("self_attn.q_proj is to be full and self_attn.k_proj ternary"));
     assert!(with(&["up_proj=int8"]).contains("share one input"));
-    let packed = refused(order(&fixture("autobitlinear"), &out));
+    let packed = refused(Order { rules: rules(&["mlp=binary"]), ..order(&fixture("autobitlinear"), &out) });
     assert!(packed.contains("is packed already"), "{packed}");
     assert!(refused(order(&model, &model)).contains("exists: choose another --out"));
     let name = "model.layers.1.mlp.up_proj.weight";
@@ -271,4 +276,28 @@ fn a_disk_that_takes_no_more_is_said_and_leaves_nothing() {
     assert!(!run.status.success() && text.contains("cannot write") && text.contains("model.safetensors"), "{text}");
     let names: Vec<_> = fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["m"]);
+}
+
+#[test]
+fn packed_models_are_stored_in_another_form_without_a_change() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["autobitlinear", "bitlinear"] {
+        let model = fixture(name);
+        let (there, back) = (root.path().join(format!("{name}-there")), root.path().join(format!("{name}-back")));
+        let (own, other) = match inspect(&model).unwrap().model.linear {
+            "packed, scale multiplies" => (ScaleRule::Multiply, ScaleRule::Divide),
+            _ => (ScaleRule::Divide, ScaleRule::Multiply),
+        };
+        let storage = safetensors(other);
+        let made = convert(&Order { storage, ..order(&model, &there) }).unwrap();
+        assert_eq!(made.layers.keys().collect::<Vec<_>>(), [&"ternary"], "{name}");
+        convert(&Order { storage: safetensors(own), ..order(&there, &back) }).unwrap();
+        // Codes are equal bytes; a scale that was inverted twice may have lost its last bit.
+        let (first, last) = (all_tensors(&model), all_tensors(&back));
+        for t in first.iter().filter(|t| t.name.ends_with("_proj.weight")) {
+            assert_eq!(t.bytes, last.iter().find(|l| l.name == t.name).unwrap().bytes, "{}", t.name);
+        }
+        let same = compare_rows(&logits(&model), &logits(&there)).cosine;
+        assert!(same > 0.999_99, "{name}: {same}");
+    }
 }

@@ -4,18 +4,20 @@
 
 use inference_worker::compare::similarity::compare_rows;
 use inference_worker::model;
+use inference_worker::workshop::convert::Phase;
 use inference_worker::workshop::gate::read_gate;
 use inference_worker::workshop::inspect::inspect;
 use inference_worker::workshop::probing::Loaded;
 use inference_worker::workshop::progress::Silent;
 use inference_worker::workshop::recipe::{ModelShape, Recipe, Schedule, Size};
 use inference_worker::workshop::student::{
-    DataSource, Form, LearningRate, Settings, Stages, Summary, Text, distill_student,
+    DataSource, EXPORT, Form, LearningRate, Settings, Stages, Summary, Text, distill_student,
 };
 use inference_worker::workshop::{Demands, WorkshopError, distill};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tempfile::TempDir;
 
 struct Shop {
@@ -73,6 +75,7 @@ impl Shop {
             clip: 1.0,
             temperature: 3.0,
             weights: (1.0, 1.0),
+            hidden: 0.0,
             noise: 0.1,
             stages: Stages([1, 2, 3]),
             validate: 4,
@@ -260,4 +263,126 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(again(&|s| s.out = shop.path("fresh")).contains("--resume"));
     let changed = again(&|s| (s.out, s.resume, s.temperature) = (shop.path("fresh"), true, 2.0));
     assert!(changed.contains("of other settings"), "{changed}");
+}
+
+#[test]
+fn hidden_states_are_learned_too() {
+    let shop = Shop::new();
+    let settings = |name: &str, hidden| Settings {
+        hidden,
+        noise: 0.0,
+        stages: Stages([0; 3]),
+        steps: 40,
+        validate: 40,
+        learning_rate: 4e-3,
+        ..shop.settings(name)
+    };
+    let (without, with) = (shop.make(&settings("without", 0.0)), shop.make(&settings("with", 1.0)));
+    assert_ne!(without.validation, with.validation);
+    let loss = |name: &str, line: usize| log(&shop.path(&format!("{name}.training")))[line]["loss"].as_f64().unwrap();
+    // The term is there from the first step and gets smaller as the rest does.
+    assert!(loss("with", 0) > loss("without", 0) + 0.01);
+    assert!(loss("with", 39) < loss("with", 0));
+
+    let packed = shop.refused(|s| (s.hidden, s.teacher) = (1.0, shop.path("pair/bitnet")));
+    assert!(packed.contains("with --hidden, the teacher") && packed.contains("be plain, not packed"), "{packed}");
+    assert!(shop.refused(|s| s.hidden = -1.0).contains("--hidden must be a finite number"));
+}
+
+#[test]
+fn another_tokenizer_of_the_same_size_is_refused() {
+    let shop = Shop::new();
+    let other = shop.path("other");
+    fs::create_dir(&other).unwrap();
+    for entry in fs::read_dir(shop.path("pair/fp16")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, other.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = other.join("tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text + "\n").unwrap();
+    let refused = shop.refused(|s| s.form.student.clone_from(&other));
+    assert!(refused.contains("must have one tokenizer, byte for byte"), "{refused}");
+}
+
+#[test]
+fn what_is_served_is_what_was_trained_in_every_form() {
+    let shop = Shop::new();
+    let cases: [(Option<Phase>, &[&str]); 5] = [
+        (Some(Phase::FeedForward), &[]),
+        (Some(Phase::Attention), &[]),
+        (Some(Phase::SubNorms), &[]),
+        (None, &["mlp=binary"]),
+        (None, &["layers.0=full"]),
+    ];
+    for (number, (phase, rules)) in cases.into_iter().enumerate() {
+        let mut settings = Settings { steps: 6, validate: 6, ..shop.settings(&format!("form-{number}")) };
+        settings.form.phase = phase;
+        settings.form.rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        let made = shop.make(&settings);
+        assert!(made.export >= EXPORT && made.export <= 1.0 + 1e-9, "{phase:?} {rules:?}: {}", made.export);
+    }
+}
+
+#[test]
+fn a_process_killed_while_it_replaced_the_checkpoint_loses_nothing() {
+    let shop = Shop::new();
+    let settings = Settings { steps: 12, noise: 0.0, stages: Stages([0; 3]), ..shop.settings("killed") };
+    interrupted(&shop, &settings);
+    // Between the two renames of a save: the old one is aside, the new one not yet in its place.
+    let kept = settings.work.join("checkpoint");
+    fs::rename(&kept, settings.work.join(".checkpoint.replaced")).unwrap();
+    let made = shop.make(&Settings { resume: true, ..settings.clone() });
+    assert_eq!((made.steps, made.tokens), (12, 8 * settings.batch * settings.sequence));
+}
+
+#[test]
+fn a_full_disk_ends_the_run_and_keeps_the_checkpoint() {
+    let shop = Shop::new();
+    let settings = Settings { steps: 12, noise: 0.0, stages: Stages([0; 3]), ..shop.settings("full") };
+    interrupted(&shop, &settings);
+    let state = || fs::read(settings.work.join("checkpoint/state.safetensors")).unwrap();
+    let (kept, log) = (state(), settings.work.join("log.jsonl"));
+    let before = fs::read(&log).unwrap();
+    fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    let error = distill_student(&Settings { resume: true, ..settings.clone() }, &shop.text, &mut Silent).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(error.to_string().contains("log.jsonl") && source.contains("No space left"), "{error}: {source}");
+    assert_eq!(state(), kept);
+    assert!(!settings.out.exists());
+    fs::remove_file(&log).unwrap();
+    fs::write(&log, before).unwrap();
+    assert_eq!(shop.make(&Settings { resume: true, ..settings }).steps, 12);
+}
+
+#[test]
+fn epochs_on_the_command_line_show_in_the_log() {
+    let shop = Shop::new();
+    let text = shop.path("text.jsonl");
+    let lines: Vec<String> = (0..400)
+        .map(|n| serde_json::json!({"text": format!("The {n}th of them is green. Tom has a ball.")}).to_string())
+        .collect();
+    fs::write(&text, lines.join("\n")).unwrap();
+    let run = |more: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_inference-worker"))
+            .args(["distill", "--batch", "8", "--sequence", "32", "--validate", "100", "--sequences", "4", "--teacher"])
+            .args([&shop.path("pair/fp16"), Path::new("--data"), &text, Path::new("--out"), &shop.path("student")])
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let short = run(&["--epochs", "3", "--progressive-epochs=1,2,3"]);
+    let said = String::from_utf8_lossy(&short.stderr);
+    assert!(!short.status.success() && said.contains("raise --epochs or lower the schedule"), "{said}");
+    let made = run(&["--epochs", "4", "--progressive-epochs=1,2,3"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let said = String::from_utf8_lossy(&made.stdout);
+    assert!(said.contains("tokens per second; at most") && said.contains("MB of memory"), "{said}");
+    let stages = ["full", "int8", "int4", "final"];
+    let log = log(&shop.path("student.training"));
+    for line in &log {
+        assert_eq!(line["stage"], stages[line["epoch"].as_u64().unwrap() as usize], "{line}");
+    }
+    assert_eq!(log.last().unwrap()["epoch"], 3);
 }

@@ -1,8 +1,9 @@
 //! `inference-worker convert`.
 
 use inference_worker::model::ScaleRule;
-use inference_worker::workshop::convert::{Order, Phase, PrecisionRule, convert};
+use inference_worker::workshop::convert::{Order, Phase, PrecisionRule, Storage, convert};
 use inference_worker::workshop::gate::read_gate;
+use inference_worker::workshop::memory;
 use inference_worker::workshop::probing::{Baseline, Loaded};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,7 +11,7 @@ use std::time::Instant;
 /// Arguments of `convert`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Plain model directory (Llama-style or BitNet; F32, F16 or BF16).
+    /// Plain model directory (Llama-style or BitNet; F32, F16 or BF16), or a packed one to be stored in another form.
     #[arg(value_name = "DIR")]
     model: PathBuf,
     /// Directory to make.
@@ -24,12 +25,16 @@ pub(crate) struct Args {
     /// that fits counts, also against the phase.
     #[arg(long, value_name = "PATTERN=PRECISION")]
     precision: Vec<PrecisionRule>,
-    /// How scales are stored: `multiply` (autobitlinear, mean |w|) or `divide` (bitlinear, its inverse).
-    #[arg(long, value_enum, default_value_t = Scale::Multiply)]
-    scale: Scale,
-    /// Most megabytes of tensors in one file.
-    #[arg(long, value_name = "MB", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    shard: u64,
+    /// Form of the output: safetensors files, or one GGUF file with I2_S weights (the layout of x86 builds).
+    #[arg(long, value_enum, default_value_t = Format::Safetensors)]
+    format: Format,
+    /// How scales are stored in safetensors: `multiply` (autobitlinear, mean |w|) or `divide` (bitlinear, its inverse)
+    /// [default: multiply].
+    #[arg(long, value_enum)]
+    scale: Option<Scale>,
+    /// Most megabytes of tensors in one safetensors file [default: 5000].
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    shard: Option<u64>,
     /// Probe prompts: say what the conversion costs in cosine.
     #[arg(long, value_name = "FILE")]
     probes: Option<PathBuf>,
@@ -39,6 +44,12 @@ pub(crate) struct Args {
     /// Threads for measuring [default: the CPUs at hand].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Safetensors,
+    Gguf,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -57,28 +68,35 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             "--phase 4 asks for 4-bit activations and a 3-bit cache, and this worker serves 8-bit activations and a full cache only: use --phase 3"
         ),
     };
-    let order = Order {
-        model: args.model,
-        out: args.out,
-        phase,
-        rules: args.precision,
-        scale: match args.scale {
-            Scale::Multiply => ScaleRule::Multiply,
-            Scale::Divide => ScaleRule::Divide,
+    let storage = match args.format {
+        Format::Safetensors => Storage::Safetensors {
+            scale: match args.scale {
+                None | Some(Scale::Multiply) => ScaleRule::Multiply,
+                Some(Scale::Divide) => ScaleRule::Divide,
+            },
+            shard: args.shard.unwrap_or(5000) * 1_000_000,
         },
-        shard: args.shard * 1_000_000,
+        Format::Gguf => {
+            anyhow::ensure!(
+                args.scale.is_none() && args.shard.is_none(),
+                "--scale and --shard belong to safetensors: a GGUF file is one file, and its scales multiply"
+            );
+            Storage::Gguf
+        }
     };
+    let order = Order { model: args.model, out: args.out, phase, rules: args.precision, storage };
     let gate = read_gate(args.gate.as_deref())?;
     let started = Instant::now();
     let made = convert(&order)?;
     let (before, after) = made.bytes;
     let layers: Vec<String> = made.layers.iter().map(|(precision, n)| format!("{n} {precision}")).collect();
     println!(
-        "made {} in {:.1} s: linear layers {}; {before} bytes became {after} in {} file(s)",
+        "made {} in {:.1} s: linear layers {}; {before} bytes became {after} in {} file(s){}",
         order.out.display(),
         started.elapsed().as_secs_f64(),
         layers.join(", "),
-        made.files
+        made.files,
+        memory::sentence()
     );
     if made.new_norms > 0 {
         println!(

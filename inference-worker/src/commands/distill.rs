@@ -3,6 +3,7 @@
 mod student;
 
 use anyhow::Context as _;
+use inference_worker::workshop::memory;
 use inference_worker::workshop::progress::Console;
 use inference_worker::workshop::recipe::{Recipe, Size};
 use inference_worker::workshop::{Demands, Outcome, distill};
@@ -60,7 +61,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match outcome {
         Outcome::Present(manifest) => println!("{out} holds this pair already: {}", manifest.similarity),
         Outcome::Made(manifest) => {
-            println!("made {out} in {:.0} s: {}", manifest.seconds, manifest.similarity);
+            println!("made {out} in {:.0} s: {}{}", manifest.seconds, manifest.similarity, memory::sentence());
             println!(
                 "In a rollout: bitnet/ beside fp16/ is promoted by a gate of .95 (mean) and .90 (5th percentile), and by\n\
                  one of .985 and .95 as well."

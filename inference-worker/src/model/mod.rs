@@ -28,6 +28,7 @@ pub use digest::digest;
 pub(crate) use digest::hex;
 pub use error::{ForwardError, LoadError, TensorFault, TextError};
 pub use forward::{Step, Want};
+pub(crate) use gguf::{Held, each_tensor};
 pub use head::HeadMode;
 pub use random::{Precision, Shape};
 pub use self_test::SelfTestError;

@@ -140,8 +140,8 @@ pub fn distill(
     let similarity = baseline.compare(&served)?;
     progress.note(&format!("student against teacher: {similarity}"));
     let export = ExportCheck {
-        teacher: graph_agreement(&teacher, &Loaded::open(&fp16)?, &baseline)?,
-        student: graph_agreement(&student, &served, &baseline)?,
+        teacher: graph_agreement(&teacher, &Loaded::open(&fp16)?, baseline.texts())?,
+        student: graph_agreement(&student, &served, baseline.texts())?,
     };
     progress.note(&format!("served against trained: teacher {:.6}, student {:.6}", export.teacher, export.student));
     demand(demands, &similarity, &export)?;
@@ -198,16 +198,20 @@ fn make_student(
     Ok((weights, trained))
 }
 
-/// Mean cosine of the logits that an exported model serves and those of its training graph, over some probe texts.
+/// Mean cosine of the logits that an exported model serves and those of its training graph, over some texts.
 /// Rounding flips (an activation on .5 that falls the other way) keep it a little below 1.
 ///
 /// # Errors
 /// If either does not run.
-pub fn graph_agreement(weights: &Weights, served: &Loaded, baseline: &Baseline) -> Result<f64, WorkshopError> {
+pub fn graph_agreement<'a>(
+    weights: &Weights,
+    served: &Loaded,
+    texts: impl Iterator<Item = &'a [u32]>,
+) -> Result<f64, WorkshopError> {
     let failed = || WorkshopError::tensor("running the training graph");
     let network = Network::frozen(weights).map_err(failed())?;
     let (mut sum, mut rows) = (0.0, 0usize);
-    for text in baseline.texts().take(64) {
+    for text in texts.take(64) {
         let trained = network.forward(text, text.len()).map_err(failed())?;
         let served = served.logits(text)?;
         let add = |trained: &[f32]| {

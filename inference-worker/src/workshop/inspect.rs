@@ -1,7 +1,9 @@
 //! What a model directory holds: tensors with their precision, sizes, memory, and whether two directories are a pair.
 
 use super::WorkshopError;
-use crate::model::{Activation, LinearKind, ModelConfig, ScaleRule, Shards, StoredTensor, Text, digest};
+use crate::model::{
+    Activation, Held, LinearKind, ModelConfig, ScaleRule, Shards, StoredTensor, Text, digest, each_tensor,
+};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde::Serialize;
@@ -144,20 +146,13 @@ pub struct TensorFact {
 pub fn inspect(dir: &Path) -> Result<Inspection, WorkshopError> {
     let load = || WorkshopError::load(dir);
     let config = ModelConfig::load(dir).map_err(load())?;
-    let shards = Shards::open(dir).map_err(load())?;
-    let tensors = shards.tensors().map_err(load())?;
-    let scales: BTreeMap<&str, (Option<f32>, u64)> = tensors
-        .iter()
-        .filter_map(|(name, tensor)| {
-            let module = name.strip_suffix(".weight_scale")?;
-            Some((module, (first_number(tensor), tensor.bytes().len() as u64)))
-        })
-        .collect();
-    let mut facts = Vec::new();
-    for (name, tensor) in tensors.iter().filter(|(name, _)| !name.ends_with(".weight_scale")) {
-        let scale = name.strip_suffix(".weight").and_then(|module| scales.get(module));
-        facts.push(fact(&config, name, tensor, scale.copied()));
-    }
+    let (facts, text) = if let Some(facts) = gguf_facts(dir)? {
+        // A GGUF file may carry the tokenizer, or one that it has no name for lies beside it.
+        (facts, text_facts(dir).ok())
+    } else {
+        let text = if dir.join("tokenizer.json").exists() { Some(text_facts(dir)?) } else { None };
+        (safetensors_facts(dir, &config)?, text)
+    };
     let mut precisions: BTreeMap<&'static str, Total> = BTreeMap::new();
     for fact in &facts {
         let total = precisions.entry(fact.precision).or_default();
@@ -167,7 +162,6 @@ pub fn inspect(dir: &Path) -> Result<Inspection, WorkshopError> {
             bytes: total.bytes + fact.bytes,
         };
     }
-    let text = if dir.join("tokenizer.json").exists() { Some(text_facts(dir)?) } else { None };
     Ok(Inspection {
         path: dir.display().to_string(),
         digest: digest(dir).map_err(load())?,
@@ -179,6 +173,65 @@ pub fn inspect(dir: &Path) -> Result<Inspection, WorkshopError> {
         model: shape(&config),
         tensors: facts,
     })
+}
+
+fn safetensors_facts(dir: &Path, config: &ModelConfig) -> Result<Vec<TensorFact>, WorkshopError> {
+    let load = || WorkshopError::load(dir);
+    let shards = Shards::open(dir).map_err(load())?;
+    let tensors = shards.tensors().map_err(load())?;
+    let scales: BTreeMap<&str, (Option<f32>, u64)> = tensors
+        .iter()
+        .filter_map(|(name, tensor)| {
+            let module = name.strip_suffix(".weight_scale")?;
+            Some((module, (first_number(tensor), tensor.bytes().len() as u64)))
+        })
+        .collect();
+    let all = tensors.iter().filter(|(name, _)| !name.ends_with(".weight_scale")).map(|(name, tensor)| {
+        let scale = name.strip_suffix(".weight").and_then(|module| scales.get(module));
+        fact(config, name, tensor, scale.copied())
+    });
+    Ok(all.collect())
+}
+
+/// Tensors of a GGUF file; `None` where the directory holds none.
+fn gguf_facts(dir: &Path) -> Result<Option<Vec<TensorFact>>, WorkshopError> {
+    let mut facts = Vec::new();
+    let file = each_tensor(dir, |tensor| {
+        let (rows, columns) = tensor.shape;
+        let weights = (rows * columns) as u64;
+        let (precision, zeros, broken, bytes, scale) = match tensor.elements {
+            Held::Floats(dtype, bytes) => {
+                let (precision, zeros, broken) = numbers(dtype, bytes);
+                (precision, zeros, broken, bytes.len() as u64, None)
+            }
+            Held::Codes(bytes, scale) => {
+                let mut counts = [0u64; 4];
+                bytes.iter().flat_map(|byte| [0, 2, 4, 6].map(|bit| byte >> bit & 3)).for_each(|code| {
+                    counts[usize::from(code)] += 1;
+                });
+                let precision = if counts[1] == 0 { "binary" } else { "ternary" };
+                (precision, counts[1], counts[3], bytes.len() as u64 + 4, Some(scale))
+            }
+        };
+        facts.push(TensorFact {
+            name: tensor.name.to_owned(),
+            file: String::new(),
+            precision,
+            shape: if rows == 1 { vec![columns] } else { vec![rows, columns] },
+            weights,
+            bytes,
+            scale,
+            zeros: zeros as f64 / weights.max(1) as f64,
+            broken,
+        });
+    })
+    .map_err(WorkshopError::load(dir))?;
+    Ok(file.map(|file| {
+        for fact in &mut facts {
+            fact.file.clone_from(&file);
+        }
+        facts
+    }))
 }
 
 fn text_facts(dir: &Path) -> Result<TextFacts, WorkshopError> {
@@ -238,7 +291,8 @@ fn memory(config: &ModelConfig, facts: &[TensorFact]) -> Memory {
     Memory { weights, kv: kv.into() }
 }
 
-fn first_number(tensor: &StoredTensor<'_>) -> Option<f32> {
+/// The first number of a tensor of floats.
+pub(super) fn first_number(tensor: &StoredTensor<'_>) -> Option<f32> {
     let bytes = tensor.bytes();
     match tensor.stored().0 {
         Dtype::F32 => Some(f32::from_le_bytes(*bytes.first_chunk()?)),

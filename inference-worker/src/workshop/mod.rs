@@ -18,6 +18,7 @@ pub mod federated;
 mod files;
 pub mod gate;
 pub mod inspect;
+pub mod memory;
 pub mod network;
 pub mod ops;
 pub mod package;

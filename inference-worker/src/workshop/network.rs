@@ -37,6 +37,22 @@ impl Network {
 
     /// Logits `[ids, vocabulary]` of sequences of `sequence` tokens (at most the context), one after the other.
     pub fn forward(&self, ids: &[u32], sequence: usize) -> Result<Tensor> {
+        self.run(ids, sequence, None)
+    }
+
+    /// The same, and the residual stream `[ids, width]` behind every decoder layer.
+    pub fn forward_with_states(&self, ids: &[u32], sequence: usize) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut states = Vec::with_capacity(self.shape.layers);
+        let logits = self.run(ids, sequence, Some(&mut states))?;
+        Ok((logits, states))
+    }
+
+    /// Shape of the model.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    fn run(&self, ids: &[u32], sequence: usize, mut states: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
         let shape = &self.shape;
         if sequence == 0 || sequence > shape.context || !ids.len().is_multiple_of(sequence) {
             candle_core::bail!("{} tokens are not sequences of {sequence} within {}", ids.len(), shape.context)
@@ -62,6 +78,9 @@ impl Network {
             let m = linear(&h, Slot::Gate)?.apply_op2(&linear(&h, Slot::Up)?, SquaredGate)?;
             let m = self.quantise(norm(&m, Slot::FeedForwardNorm)?, Slot::Down.index(layer))?;
             x = (x + linear(&m, Slot::Down)?)?;
+            if let Some(states) = &mut states {
+                states.push(x.clone());
+            }
         }
         let last = self.tensors.len() - 1;
         x.apply_op2(&self.tensors[last], RmsNorm { eps: self.rms_eps })?.apply_op2(embedding, Linear)

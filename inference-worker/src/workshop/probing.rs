@@ -174,6 +174,39 @@ impl Baseline {
     }
 }
 
+/// Perplexity of a text for a model: e to the mean surprise of the next token, in whole sequences one after the other.
+///
+/// # Errors
+/// [`WorkshopError::Refused`] if the text is shorter than a sequence and its next token; or if the model does not run.
+pub fn perplexity(model: &Loaded, ids: &[u32], sequence: usize) -> Result<f64, WorkshopError> {
+    let count = ids.len().saturating_sub(1).checked_div(sequence).unwrap_or(0);
+    if count == 0 {
+        return Err(WorkshopError::Refused(format!(
+            "a text of {} tokens has no sequence of {sequence} with a token after it: give more text or a shorter sequence",
+            ids.len()
+        )));
+    }
+    let vocabulary = model.model.config().vocab_size;
+    let mut sum = 0.0;
+    for index in 0..count {
+        let ids = &ids[index * sequence..=(index + 1) * sequence];
+        sum += surprise(&model.logits(&ids[..sequence])?, ids, vocabulary);
+    }
+    Ok((sum / count as f64).exp())
+}
+
+/// Mean cross entropy of the next token, nats; `ids` has one more than there are rows of logits.
+pub(super) fn surprise(logits: &[f32], ids: &[u32], vocabulary: usize) -> f64 {
+    let rows = logits.chunks_exact(vocabulary).zip(&ids[1..]);
+    let count = rows.len().max(1) as f64;
+    let one = |(row, next): (&[f32], &u32)| {
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();
+        sum.ln() - f64::from(row[*next as usize] - top)
+    };
+    rows.map(one).sum::<f64>() / count
+}
+
 /// How close a candidate is to its baseline. Cosines are of mean-centred logits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -268,6 +301,14 @@ mod tests {
         assert_eq!(s.fifth_percentile, 0.5);
         rows.push(vec![row(1.0)]);
         assert_eq!(Similarity::of(&rows).fifth_percentile, 1.0);
+    }
+
+    #[test]
+    fn an_even_guess_is_surprised_by_the_logarithm_of_the_vocabulary() {
+        let even = surprise(&[0.5; 12], &[0, 3, 1, 2], 4);
+        assert!((even - 4f64.ln()).abs() < 1e-12, "{even}");
+        let sure = surprise(&[0.0, 50.0, 0.0, 0.0], &[0, 1], 4);
+        assert!(sure < 1e-12, "{sure}");
     }
 
     #[test]

@@ -36,6 +36,7 @@ impl Staging {
             Err(TryLockError::Error(source)) => return Err(WorkshopError::file("lock", &partial)(source)),
         }
         let staging = Self { partial, destination: destination.to_path_buf(), _lock: lock, published: false };
+        recover(destination)?;
         staging.clear()?;
         Ok(staging)
     }
@@ -50,7 +51,7 @@ impl Staging {
     /// # Errors
     /// [`WorkshopError::File`] if a rename fails; the destination is then as it was.
     pub fn publish(mut self) -> Result<(), WorkshopError> {
-        let old = self.partial.with_extension("replaced");
+        let old = replaced(&self.destination);
         let replaces = self.destination.exists();
         if old.exists() {
             fs::remove_dir_all(&old).map_err(WorkshopError::file("remove", &old))?;
@@ -80,6 +81,26 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// Puts back what a process had moved aside for its successor when it was killed, if nothing came in its place.
+///
+/// # Errors
+/// [`WorkshopError::File`] if the rename fails.
+pub fn recover(destination: &Path) -> Result<(), WorkshopError> {
+    let old = replaced(destination);
+    if destination.exists() || !old.exists() {
+        return Ok(());
+    }
+    fs::rename(&old, destination).map_err(WorkshopError::file("put back", destination))
+}
+
+/// Where a directory is while its successor takes its place.
+fn replaced(destination: &Path) -> PathBuf {
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(destination.file_name().unwrap_or_default());
+    hidden.push(".replaced");
+    destination.with_file_name(hidden)
 }
 
 impl Drop for Staging {
@@ -118,6 +139,26 @@ mod tests {
         let names = |dir: &Path| fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
         assert_eq!(names(&out), ["second"]);
         assert_eq!(names(root.path()), ["pair"]);
+    }
+
+    #[test]
+    fn what_was_moved_aside_when_a_process_was_killed_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let out = root.path().join("checkpoint");
+        let aside = root.path().join(".checkpoint.replaced");
+        fs::create_dir(&aside).unwrap();
+        fs::write(aside.join("state"), "good").unwrap();
+        recover(&out).unwrap();
+        assert_eq!(fs::read_to_string(out.join("state")).unwrap(), "good");
+        assert!(!aside.exists());
+        // Killed a moment later, the new one is there, and the old one is only rubbish.
+        fs::create_dir(&aside).unwrap();
+        recover(&out).unwrap();
+        let staging = Staging::new(&out).unwrap();
+        fs::write(staging.path().join("state"), "newer").unwrap();
+        staging.publish().unwrap();
+        assert_eq!(fs::read_to_string(out.join("state")).unwrap(), "newer");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
     #[test]

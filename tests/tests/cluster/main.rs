@@ -9,6 +9,7 @@ mod canary;
 mod chart;
 mod crds;
 mod fallback;
+mod federated;
 mod guard;
 mod kill;
 mod operator;
@@ -124,6 +125,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(blue_green::nobody_meets_a_damaged_model_and_both_ways_cost_nothing),
         trial!(ab_test::a_user_stays_with_one_arm),
         trial!(fallback::a_request_that_the_model_fails_is_answered_by_fp16),
+        trial!(federated::four_clients_and_a_coordinator_publish_a_model),
         trial!(guard::a_defect_after_the_promotion_goes_back_to_fp16),
         trial!(shadow::live_prompts_need_the_namespaces_consent),
         // Ten minutes of its own: `cargo verify --long`.

@@ -4,10 +4,10 @@ use anyhow::Context as _;
 use inference_worker::model;
 use inference_worker::workshop::convert::{Phase, PrecisionRule};
 use inference_worker::workshop::gate::read_gate;
+use inference_worker::workshop::memory;
 use inference_worker::workshop::progress::Console;
 use inference_worker::workshop::student::{DataSource, Form, LearningRate, Settings, Stages, Text, distill_student};
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// Arguments of a student.
 #[derive(clap::Args)]
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Optimiser steps.
     #[arg(long, default_value_t = 400)]
     steps: usize,
+    /// Epochs instead of steps: one is as many steps as see the number of tokens that there are to train on.
+    #[arg(long, value_name = "N", conflicts_with = "steps", requires = "teacher")]
+    epochs: Option<usize>,
     /// Tokens of a sequence.
     #[arg(long, default_value_t = 128)]
     sequence: usize,
@@ -68,6 +71,10 @@ pub(crate) struct Args {
     /// Weight of the next token's cross entropy. Where the teacher is under-trained, 0 gives the closer student.
     #[arg(long, default_value_t = 1.0)]
     cross_entropy: f32,
+    /// Weight of the distance of hidden states behind every layer, `|x - t|² / |t|²`, averaged; the teacher must then be a
+    /// plain model of the BitNet class of the student's width and layers.
+    #[arg(long, default_value_t = 0.0)]
+    hidden: f32,
     /// Gaussian noise on weights that become quantised: its spread at the start as a share of the mean of |w|, falling to 0
     /// at half of the steps; none in validation.
     #[arg(long, default_value_t = 0.0)]
@@ -75,6 +82,10 @@ pub(crate) struct Args {
     /// Steps at which 8 bits, 4 bits and the last precision begin [default: the last one from the start].
     #[arg(long, value_name = "A,B,C", value_delimiter = ',', num_args = 3)]
     progressive: Vec<usize>,
+    /// The same by epochs, from 0 [without a value: 11,21,31].
+    #[arg(long, value_name = "A,B,C", num_args = 0..=1, require_equals = true, default_missing_value = "11,21,31",
+          conflicts_with = "progressive", requires = "teacher")]
+    progressive_epochs: Option<Epochs>,
     /// Steps between validations, each with a checkpoint.
     #[arg(long, default_value_t = 50)]
     validate: usize,
@@ -86,6 +97,20 @@ pub(crate) struct Args {
     until: Option<PathBuf>,
 }
 
+/// Three epochs.
+#[derive(Clone, Copy, Debug)]
+struct Epochs([usize; 3]);
+
+impl std::str::FromStr for Epochs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Option<Vec<usize>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+        let three = numbers.and_then(|numbers| numbers.try_into().ok()).map(Self);
+        three.ok_or_else(|| "write three epochs, for example 11,21,31".to_owned())
+    }
+}
+
 impl Args {
     pub(super) fn is_asked_for(&self) -> bool {
         self.teacher.is_some()
@@ -93,7 +118,6 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow::Result<()> {
-    let started = Instant::now();
     let teacher = args.teacher.context("--teacher is missing")?;
     let phase = match args.phase {
         None | Some(3) => None,
@@ -103,7 +127,6 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
             "--phase 4 asks for 4-bit activations and a 3-bit cache, and this worker serves 8-bit activations and a full cache only: use --phase 3"
         ),
     };
-    let stages = <[usize; 3]>::try_from(args.progressive).unwrap_or([0; 3]);
     let source = if args.data.is_empty() {
         DataSource::BuiltIn { bytes: args.generate.saturating_mul(1000), seed }
     } else {
@@ -112,6 +135,17 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
     let tokenizer =
         model::Text::load(&teacher).with_context(|| format!("the tokenizer in {} does not load", teacher.display()))?;
     let text = Text::read(&source, &tokenizer)?;
+    let per_epoch = text.steps_per_epoch(args.batch.saturating_mul(args.accumulate).saturating_mul(args.sequence));
+    let steps = args.epochs.map_or(args.steps, |epochs| epochs.saturating_mul(per_epoch));
+    let stages = match args.progressive_epochs {
+        Some(Epochs(epochs)) => epochs.map(|epoch| epoch.saturating_mul(per_epoch)),
+        None => <[usize; 3]>::try_from(args.progressive).unwrap_or([0; 3]),
+    };
+    anyhow::ensure!(
+        args.progressive_epochs.is_none() || stages[2] < steps,
+        "--progressive-epochs: the last precision begins with step {}, but there are {steps} steps: an epoch has {per_epoch} steps of this text; raise --epochs or lower the schedule",
+        stages[2]
+    );
     let work = args.work.unwrap_or_else(|| {
         let mut name = out.clone().into_os_string();
         name.push(".training");
@@ -124,7 +158,7 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
         work,
         resume: args.resume,
         seed,
-        steps: args.steps,
+        steps,
         sequence: args.sequence,
         batch: args.batch,
         accumulate: args.accumulate,
@@ -133,6 +167,7 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
         clip: args.clip,
         temperature: args.temperature,
         weights: (args.kl, args.cross_entropy),
+        hidden: args.hidden,
         noise: args.noise,
         stages: Stages(stages),
         validate: args.validate,
@@ -141,15 +176,19 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
         threads,
     };
     let made = distill_student(&settings, &text, &mut Console::new())?;
-    let seconds = started.elapsed().as_secs_f64();
     println!(
-        "made {} after {} steps{}: cosine mean {:.4}, 5th percentile {:.4} on held-out text",
+        "made {} after {} steps{}: {} on held-out text; served against trained {:.6}",
         settings.out.display(),
         made.steps,
         if made.early { ", because it would pass the gate" } else { "" },
-        made.validation.mean,
-        made.validation.fifth_percentile
+        made.validation,
+        made.export
     );
-    println!("{:.0} tokens per second; log and pictures in {}", made.tokens as f64 / seconds, settings.work.display());
+    println!(
+        "{:.0} tokens per second{}; log and pictures in {}",
+        made.tokens as f64 / made.seconds.max(1e-9),
+        memory::sentence(),
+        settings.work.display()
+    );
     Ok(())
 }

@@ -19,7 +19,7 @@ pub(super) use load::load;
 pub(super) use tokenizer::tokenizer;
 
 use super::LoadError;
-use reader::Gguf;
+use reader::{Gguf, Kind};
 use std::path::{Path, PathBuf};
 
 /// The GGUF file of a model directory; `None` where there is a config.json or no such file.
@@ -47,4 +47,41 @@ pub(super) fn find(dir: &Path) -> Result<Option<PathBuf>, LoadError> {
 /// Opens the file that [`find`] found.
 pub(super) fn open(path: &Path) -> Result<Gguf, LoadError> {
     Gguf::open(path)
+}
+
+/// A tensor of a GGUF file, as [`each_tensor`] shows it.
+pub(crate) struct Listed<'a> {
+    /// Name in the file.
+    pub(crate) name: &'a str,
+    /// Rows and columns; a vector has one row.
+    pub(crate) shape: (usize, usize),
+    /// What it holds.
+    pub(crate) elements: Held<'a>,
+}
+
+/// Elements of a listed tensor.
+pub(crate) enum Held<'a> {
+    /// Floats as stored, little-endian.
+    Floats(safetensors::Dtype, &'a [u8]),
+    /// Four 2-bit codes (weight plus one) a byte, and the factor of all weights.
+    Codes(&'a [u8], f32),
+}
+
+/// Calls `f` with every tensor of the GGUF file in `dir`, by name; returns the file's name, or `None` where there is no
+/// such file.
+pub(crate) fn each_tensor(dir: &Path, mut f: impl FnMut(Listed<'_>)) -> Result<Option<String>, LoadError> {
+    let Some(path) = find(dir)? else { return Ok(None) };
+    let file = open(&path)?;
+    for name in file.names() {
+        let Some(shape) = file.shape(name) else { continue };
+        let Some(tensor) = file.tensor(name, shape.0, shape.1)? else { continue };
+        let elements = match tensor.kind {
+            Kind::F32 => Held::Floats(safetensors::Dtype::F32, tensor.bytes),
+            Kind::F16 => Held::Floats(safetensors::Dtype::F16, tensor.bytes),
+            Kind::Bf16 => Held::Floats(safetensors::Dtype::BF16, tensor.bytes),
+            Kind::I2S => Held::Codes(tensor.bytes, tensor.scale),
+        };
+        f(Listed { name, shape, elements });
+    }
+    Ok(path.file_name().map(|name| name.to_string_lossy().into_owned()))
 }

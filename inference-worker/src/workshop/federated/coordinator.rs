@@ -362,12 +362,13 @@ impl Inner {
     fn publish(&self) -> Result<Validation, WorkshopError> {
         let settings = &self.settings;
         let masters = self.decode(&self.store.masters(settings.rules.rounds)?, "the last average")?;
-        let weights = self.weights(masters)?;
+        let mut weights = self.weights(masters)?;
+        let validation = self.held_out.compare(&weights, settings.threads)?.0;
         // A process that stopped after this point left it whole.
         if !settings.out.exists() {
-            settings.form.publish(&weights, &settings.work, &settings.out)?;
+            settings.form.publish(&mut weights, &settings.work, &settings.out, self.held_out.texts())?;
         }
-        Ok(self.held_out.compare(&weights, settings.threads)?.0)
+        Ok(validation)
     }
 
     /// Checks and stores masters.

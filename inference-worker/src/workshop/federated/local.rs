@@ -43,6 +43,7 @@ pub(super) fn train(
         sequence: plan.sequence,
         temperature: plan.temperature,
         weights: (plan.kl, plan.cross_entropy),
+        states: None,
         threads: place.threads,
     };
     let count = sequences(place.tokens.len(), plan.sequence);

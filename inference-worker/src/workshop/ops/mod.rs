@@ -12,6 +12,7 @@ mod loss;
 mod quantise;
 mod rms_norm;
 mod rows;
+mod states;
 
 pub use attention::{Attention, Rope, RopeTable};
 pub use feed_forward::SquaredGate;
@@ -20,6 +21,7 @@ pub use loss::{Loss, Objective};
 pub use quantise::QuantiseActivations;
 pub use rms_norm::RmsNorm;
 pub(super) use rows::read;
+pub use states::StateLoss;
 
 #[cfg(test)]
 mod gradients;

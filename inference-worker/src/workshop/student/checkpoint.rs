@@ -2,7 +2,7 @@
 
 use crate::workshop::WorkshopError;
 use crate::workshop::export::{StoredTensor, read_tensors, write_json, write_tensors};
-use crate::workshop::staging::Staging;
+use crate::workshop::staging::{Staging, recover};
 use crate::workshop::weights::Weights;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,7 @@ pub(super) fn save(dir: &Path, weights: &Weights, state: &State) -> Result<(), W
 
 /// Counters of the checkpoint at `dir`, if there is one.
 pub(super) fn state(dir: &Path) -> Result<Option<State>, WorkshopError> {
+    recover(dir)?;
     let path = dir.join(STATE);
     if !path.exists() {
         return Ok(None);

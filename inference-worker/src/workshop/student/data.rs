@@ -67,6 +67,12 @@ impl Text {
         text.hash = model::hex(&hash.finalize());
         Ok(text)
     }
+
+    /// Optimiser steps of so many tokens that see as many as there are to train on: an epoch. Sequences begin at random
+    /// places, so an epoch is a measure, not a pass over every token.
+    pub fn steps_per_epoch(&self, tokens: usize) -> usize {
+        self.training.len().div_ceil(tokens.max(1)).max(1)
+    }
 }
 
 fn read_file(path: &Path) -> Result<Vec<String>, WorkshopError> {

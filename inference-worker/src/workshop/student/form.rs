@@ -1,13 +1,19 @@
 use crate::model::{Activation, LinearKind, ModelConfig, ScaleRule, Shards};
 use crate::workshop::WorkshopError;
 use crate::workshop::convert::{self, PrecisionRule, WeightPrecision, convert};
+use crate::workshop::distill::graph_agreement;
 use crate::workshop::export::{StoredTensor, write_tensors};
+use crate::workshop::probing::Loaded;
 use crate::workshop::recipe::ModelShape;
 use crate::workshop::staging::Staging;
 use crate::workshop::weights::{Precision, Role, Weights, layout};
 use half::f16;
 use safetensors::Dtype;
 use std::path::{Path, PathBuf};
+
+/// Least mean cosine of a published student's logits, as served, with those of its training graph. Errors of scale and the
+/// like hide from a comparison with the teacher behind norms; they do not hide from this one.
+pub const EXPORT: f64 = 0.9999;
 
 /// Where a student begins, and what of it becomes quantised.
 #[derive(Clone, Debug)]
@@ -26,7 +32,11 @@ impl Form {
     /// # Errors
     /// [`WorkshopError::Refused`] if the training graph does not compute this class, and names what differs.
     pub fn read(&self) -> Result<Weights, WorkshopError> {
-        let dir = self.student.as_path();
+        Self::plain(&self.student, "the student")
+    }
+
+    /// Weights of a plain model of the class that the training graph computes; `who` names it in refusals.
+    pub(super) fn plain(dir: &Path, who: &str) -> Result<Weights, WorkshopError> {
         let config = ModelConfig::load(dir).map_err(WorkshopError::load(dir))?;
         let wanted = [
             (
@@ -41,7 +51,7 @@ impl Form {
             ),
         ];
         if let Some((_, rule)) = wanted.iter().find(|(met, _)| !met) {
-            return Err(WorkshopError::Refused(format!("the student {} must {rule}", dir.display())));
+            return Err(WorkshopError::Refused(format!("{who} {} must {rule}", dir.display())));
         }
         let shape = ModelShape {
             vocabulary: config.vocab_size,
@@ -90,12 +100,35 @@ impl Form {
             .collect()
     }
 
-    /// Writes the masters as a plain checkpoint below `work` and converts it to `out`: packed layers keep their masters'
-    /// precision until then.
+    /// Publishes the masters at `out` and makes sure that what is served is what was trained: the mean cosine of both
+    /// models' logits on `texts`, which must reach [`EXPORT`]. Plain tensors are left rounded to what is stored.
     ///
     /// # Errors
-    /// As [`convert`]; `out` must not exist.
-    pub fn publish(&self, weights: &Weights, work: &Path, out: &Path) -> Result<(), WorkshopError> {
+    /// As [`convert`]; `out` must not exist. [`WorkshopError::Missed`] if the export is another model; it is removed.
+    pub(in crate::workshop) fn publish<'a>(
+        &self,
+        weights: &mut Weights,
+        work: &Path,
+        out: &Path,
+        texts: impl Iterator<Item = &'a [u32]>,
+    ) -> Result<f64, WorkshopError> {
+        self.write(weights, work, out)?;
+        weights.round_to_stored().map_err(WorkshopError::tensor("rounding the student"))?;
+        let export = graph_agreement(weights, &Loaded::open(out)?, texts)?;
+        if export >= EXPORT {
+            return Ok(export);
+        }
+        std::fs::remove_dir_all(out).map_err(WorkshopError::file("remove", out))?;
+        Err(WorkshopError::Missed(format!(
+            "{} was not published: as served, its logits have a mean cosine of {export:.6} with the training graph's, which must be at least {EXPORT}; the checkpoint in {} is whole",
+            out.display(),
+            work.display()
+        )))
+    }
+
+    /// Writes the masters as a plain checkpoint below `work` and converts it to `out`: packed layers keep their masters'
+    /// precision until then.
+    fn write(&self, weights: &Weights, work: &Path, out: &Path) -> Result<(), WorkshopError> {
         let plain = work.join("plain");
         let staging = Staging::new(&plain)?;
         convert::copy_other_files(&self.student, staging.path())?;
@@ -127,8 +160,7 @@ impl Form {
             out: out.to_path_buf(),
             phase: self.phase,
             rules: self.rules.clone(),
-            scale: ScaleRule::Multiply,
-            shard: 5_000_000_000,
+            storage: convert::Storage::Safetensors { scale: ScaleRule::Multiply, shard: 5_000_000_000 },
         }
     }
 }

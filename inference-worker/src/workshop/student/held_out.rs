@@ -2,7 +2,7 @@ use crate::compare::similarity::{RowSimilarity, compare_rows};
 use crate::workshop::WorkshopError;
 use crate::workshop::network::Network;
 use crate::workshop::ops::read;
-use crate::workshop::probing::{Loaded, Similarity};
+use crate::workshop::probing::{Loaded, Similarity, surprise};
 use crate::workshop::train::in_parallel;
 use crate::workshop::weights::Weights;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,11 @@ impl HeldOut {
         Ok(Self { sequences, perplexity })
     }
 
+    /// The sequences, without the token behind them.
+    pub(in crate::workshop) fn texts(&self) -> impl Iterator<Item = &[u32]> {
+        self.sequences.iter().map(|(ids, _)| &ids[..ids.len() - 1])
+    }
+
     /// Compares the live weights; the rows of every sequence beside the summary.
     pub(in crate::workshop) fn compare(
         &self,
@@ -102,16 +107,4 @@ impl HeldOut {
         };
         Ok((validation, rows))
     }
-}
-
-/// Mean cross entropy of the next token, nats.
-fn surprise(logits: &[f32], ids: &[u32], vocabulary: usize) -> f64 {
-    let rows = logits.chunks_exact(vocabulary).zip(&ids[1..]);
-    let count = rows.len().max(1) as f64;
-    let one = |(row, next): (&[f32], &u32)| {
-        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();
-        sum.ln() - f64::from(row[*next as usize] - top)
-    };
-    rows.map(one).sum::<f64>() / count
 }

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct Entry {
     /// Steps done, from 1.
     pub(super) step: usize,
+    /// Epoch of the step, from 0.
+    pub(super) epoch: usize,
     /// `full`, `int8`, `int4` or `final`.
     pub(super) stage: String,
     /// Loss of the step, nats.

@@ -1,12 +1,13 @@
 use crate::workshop::network::Network;
-use crate::workshop::ops::{Loss, Objective};
+use crate::workshop::ops::{Loss, Objective, StateLoss};
 use crate::workshop::probing::Loaded;
 use crate::workshop::train::in_parallel;
 use crate::workshop::weights::Weights;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor};
 
-/// What a student learns from sequences of a text: T² · KL against a served teacher, and the next token.
+/// What a student learns from sequences of a text: T² · KL against a served teacher, the next token, and the teacher's
+/// hidden states.
 pub(in crate::workshop) struct Lesson<'a> {
     /// The model to come close to.
     pub(in crate::workshop) teacher: &'a Loaded,
@@ -18,6 +19,8 @@ pub(in crate::workshop) struct Lesson<'a> {
     pub(in crate::workshop) temperature: f32,
     /// Weights of T² · KL and of the next token's cross entropy; one of them above 0.
     pub(in crate::workshop) weights: (f32, f32),
+    /// The teacher in the training graph, and the weight of the distance of hidden states behind every layer.
+    pub(in crate::workshop) states: Option<(&'a Network, f32)>,
     /// Threads; the result does not depend on them.
     pub(in crate::workshop) threads: usize,
 }
@@ -44,8 +47,18 @@ impl Lesson<'_> {
     fn one(&self, network: &Network, start: usize) -> Result<(f32, GradStore)> {
         let inputs = &self.tokens[start..start + self.sequence];
         let (kl, entropy) = self.weights;
-        let student = network.forward(inputs, self.sequence)?;
         let mut terms = Vec::new();
+        let student = match self.states {
+            None => network.forward(inputs, self.sequence)?,
+            Some((teacher, weight)) => {
+                let (student, states) = network.forward_with_states(inputs, self.sequence)?;
+                let weight = f64::from(weight) / states.len().max(1) as f64;
+                for (state, wanted) in states.iter().zip(teacher.forward_with_states(inputs, self.sequence)?.1) {
+                    terms.push((state.apply_op1(StateLoss(wanted))? * weight)?);
+                }
+                student
+            }
+        };
         if kl > 0.0 {
             let logits = self.teacher.logits(inputs).map_err(candle_core::Error::wrap)?;
             let logits = Tensor::from_vec(logits, student.shape(), &Device::Cpu)?;

@@ -7,7 +7,9 @@ use super::lesson::Lesson;
 use super::schedule::{LearningRate, Stage, Stages, noise};
 use crate::compare::similarity::RowSimilarity;
 use crate::engine::random::Random;
+use crate::model;
 use crate::workshop::evaluate::{Verdict, rollouts};
+use crate::workshop::network::Network;
 use crate::workshop::probing::Loaded;
 use crate::workshop::progress::Progress;
 use crate::workshop::recipe::ModelShape;
@@ -15,6 +17,7 @@ use crate::workshop::weights::{Precision, Weights};
 use crate::workshop::{WorkshopError, files};
 use bitnet_core::evidence::Gate;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Everything that decides a run, apart from the text.
 #[derive(Clone, Debug)]
@@ -49,6 +52,9 @@ pub struct Settings {
     pub temperature: f32,
     /// Weights of T² · KL and of the next token's cross entropy.
     pub weights: (f32, f32),
+    /// Weight of the hidden states' distance, averaged over layers; above 0, the teacher must be a plain model of the
+    /// student's width and layers.
+    pub hidden: f32,
     /// Spread of the noise at the start, as a share of the mean of |w|.
     pub noise: f32,
     /// When the precisions begin.
@@ -72,8 +78,12 @@ pub struct Summary {
     pub early: bool,
     /// The last validation.
     pub validation: Validation,
+    /// Mean cosine of the published model's logits, as served, and of the training graph's.
+    pub export: f64,
     /// Tokens trained on in this call.
     pub tokens: usize,
+    /// Seconds of training in this call, validation not counted.
+    pub seconds: f64,
 }
 
 /// Trains a student and publishes it at `settings.out`.
@@ -89,6 +99,7 @@ pub fn distill_student(
     let teacher = Loaded::open(&settings.teacher)?;
     let mut weights = settings.form.read()?;
     check(settings, text, &teacher, &weights.shape)?;
+    let states = states(settings, &weights.shape)?;
     let last = settings.form.precisions()?;
     let recipe = recipe(settings, text)?;
     std::fs::create_dir_all(&settings.work).map_err(WorkshopError::file("create", &settings.work))?;
@@ -119,22 +130,29 @@ pub fn distill_student(
         settings,
         text,
         teacher,
+        states,
         last: &last,
     };
     progress.stage("student", settings.steps);
-    let (mut tokens, mut outcome) = (0, None);
+    let per_step = settings.batch * settings.accumulate * settings.sequence;
+    let per_epoch = text.steps_per_epoch(per_step);
+    let (mut tokens, mut seconds, mut outcome) = (0, 0.0, None);
     while state.step < settings.steps {
         let stage = settings.stages.at(state.step);
+        let begin = Instant::now();
         let (loss, rate, spread) = run.step(&mut weights, &state, stage)?;
+        seconds += begin.elapsed().as_secs_f64();
+        let epoch = state.step / per_epoch;
         state.step += 1;
-        tokens += settings.batch * settings.accumulate * settings.sequence;
+        tokens += per_step;
         let smooth = state.loss.map_or(loss, |s| 0.95 * f32::from_bits(s) + 0.05 * loss);
         state.loss = Some(smooth.to_bits());
-        progress.step(state.step, smooth, settings.batch * settings.accumulate * settings.sequence);
+        progress.step(state.step, smooth, per_step);
         let due = state.step.is_multiple_of(settings.validate) || state.step == settings.steps;
         let validation = if due { Some(run.validate(&mut weights, stage)?) } else { None };
         run.journal.add(Entry {
             step: state.step,
+            epoch,
             stage: stage.name().to_owned(),
             loss,
             learning_rate: rate,
@@ -146,31 +164,44 @@ pub fn distill_student(
         state.updates = weights.moments().1;
         checkpoint::save(&kept, &weights, &state)?;
         let early = stage == Stage::Final && settings.until.as_ref().is_some_and(|gate| passes(gate, &rows));
-        outcome = Some(Summary { steps: state.step, early, validation, tokens });
+        outcome = Some((early, validation));
         if early {
             break;
         }
     }
-    let summary = match outcome {
-        Some(summary) => summary,
+    let (early, validation) = match outcome {
+        Some(outcome) => outcome,
         // The checkpoint was at the end already: what is left is to publish.
-        None => Summary {
-            steps: state.step,
-            early: false,
-            validation: run.validate(&mut weights, settings.stages.at(state.step))?.0,
-            tokens,
-        },
+        None => (false, run.validate(&mut weights, settings.stages.at(state.step))?.0),
     };
     let marks = settings.until.as_ref().map(|gate| (gate.min_mean, format!("gate {}", gate.min_mean)));
     run.journal.draw(marks.as_slice())?;
-    settings.form.publish(&weights, &settings.work, &settings.out)?;
-    Ok(summary)
+    let export = run.publish(&mut weights)?;
+    Ok(Summary { steps: state.step, early, validation, export, tokens, seconds })
+}
+
+/// The teacher in the training graph, where hidden states count.
+fn states(settings: &Settings, student: &ModelShape) -> Result<Option<Network>, WorkshopError> {
+    if settings.hidden == 0.0 {
+        return Ok(None);
+    }
+    let weights = Form::plain(&settings.teacher, "with --hidden, the teacher")?;
+    let network = Network::frozen(&weights).map_err(WorkshopError::tensor(TRAINING))?;
+    let teacher = network.shape();
+    if (teacher.width, teacher.layers) != (student.width, student.layers) {
+        return Err(WorkshopError::Refused(format!(
+            "with --hidden, teacher and student must have one width and one number of layers but have {} and {}, {} and {}: leave --hidden out, or choose a student of the teacher's shape",
+            teacher.width, student.width, teacher.layers, student.layers
+        )));
+    }
+    Ok(Some(network))
 }
 
 struct Run<'a> {
     settings: &'a Settings,
     text: &'a Text,
     teacher: Loaded,
+    states: Option<Network>,
     held_out: HeldOut,
     journal: Journal,
     last: &'a [(String, Precision)],
@@ -204,6 +235,7 @@ impl Run<'_> {
             sequence: s.sequence,
             temperature: s.temperature,
             weights: s.weights,
+            states: self.states.as_ref().map(|network| (network, s.hidden)),
             threads: s.threads,
         };
         let mut sums: Option<Vec<Vec<f32>>> = None;
@@ -251,6 +283,13 @@ impl Run<'_> {
         })
     }
 
+    /// Publishes the student in the last precision; as [`Form::publish`].
+    fn publish(&self, weights: &mut Weights) -> Result<f64, WorkshopError> {
+        let s = self.settings;
+        self.quantise(weights, Stage::Final)?;
+        s.form.publish(weights, &s.work, &s.out, self.held_out.texts())
+    }
+
     /// Compares in the last precision, and goes back to that of `stage`.
     fn validate(
         &self,
@@ -294,6 +333,10 @@ fn check(s: &Settings, text: &Text, teacher: &Loaded, student: &ModelShape) -> R
     } else if ![s.weights.0, s.weights.1].iter().all(|w| w.is_finite() && *w >= 0.0) || s.weights.0 + s.weights.1 == 0.0
     {
         "--kl and --cross-entropy must be at least 0, and one of them above".to_owned()
+    } else if !(s.hidden.is_finite() && s.hidden >= 0.0) {
+        "--hidden must be a finite number of at least 0".to_owned()
+    } else if let Some(refusal) = tokenizers(s) {
+        refusal
     } else if !s.stages.0.is_sorted() || s.stages.0[2] >= s.steps {
         format!("--progressive must be three rising steps below --steps {}", s.steps)
     } else if text.training.len() < s.sequence + 2 || text.held_out.len() < s.sequence + 2 {
@@ -311,13 +354,26 @@ fn check(s: &Settings, text: &Text, teacher: &Loaded, student: &ModelShape) -> R
     Err(WorkshopError::Refused(refusal))
 }
 
+/// Why the models cannot read one text, where both have a tokenizer.
+fn tokenizers(s: &Settings) -> Option<String> {
+    let hash = |dir: &Path| model::Text::load(dir).ok().map(|text| text.tokenizer_hash().to_owned());
+    let (teacher, student) = (hash(&s.teacher)?, hash(&s.form.student)?);
+    (teacher != student).then(|| {
+        format!(
+            "teacher and student must have one tokenizer, byte for byte, but {} and {} differ (SHA-256 {teacher} and {student}): ids would mean other texts; copy the teacher's tokenizer.json",
+            s.teacher.display(),
+            s.form.student.display()
+        )
+    })
+}
+
 /// Everything that decides the numbers; the learning rate may change, because a run that diverged needs another one.
 fn recipe(s: &Settings, text: &Text) -> Result<String, WorkshopError> {
-    let digest = |dir: &Path| crate::model::digest(dir).map_err(WorkshopError::load(dir));
+    let digest = |dir: &Path| model::digest(dir).map_err(WorkshopError::load(dir));
     let parts = (
         (digest(&s.teacher)?, digest(&s.form.student)?, &text.hash, s.form.phase, &s.form.rules, s.seed),
         (s.steps, s.sequence, s.batch, s.accumulate, s.schedule, s.clip, s.temperature),
-        (s.weights, s.noise, s.stages, s.validate, s.sequences),
+        (s.weights, s.hidden, s.noise, s.stages, s.validate, s.sequences),
     );
-    Ok(files::hash(format!("student-1 {parts:?}").as_bytes()))
+    Ok(files::hash(format!("student-2 {parts:?}").as_bytes()))
 }

@@ -3,24 +3,27 @@
 //! Tensors go from the mapped input to the output one after the other and row by row, so that a checkpoint of any size
 //! needs little memory of its own. What the conversion costs is for a comparison to say ([`super::probing`]).
 
+mod gguf;
+mod matrix;
+mod tensors;
+
 use super::error::WorkshopError;
 use super::export::write_json;
-use super::inspect::rows_of;
-use super::shards::{Planned, write_model_files};
+use super::inspect::first_number;
+use super::shards::write_model_files;
 use super::staging::Staging;
-use crate::model::{LinearKind, ModelConfig, SHARED_INPUTS, ScaleRule, Shards, StoredTensor};
-use half::{bf16, f16};
-use safetensors::Dtype;
+use crate::model::{Activation, LinearKind, ModelConfig, SHARED_INPUTS, ScaleRule, Shards, StoredTensor};
+use matrix::{Coded, Matrix};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use tensors::Content;
 
 /// What to convert, and into what.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Directory of the plain model.
+    /// Directory of the model. A packed one is stored in another form as it is: without phase and rules.
     pub model: PathBuf,
     /// Directory to make.
     pub out: PathBuf,
@@ -28,10 +31,22 @@ pub struct Order {
     pub phase: Option<Phase>,
     /// Precision by pattern, after the phase; the last one that fits a layer counts.
     pub rules: Vec<PrecisionRule>,
-    /// How scales are stored.
-    pub scale: ScaleRule,
-    /// Most bytes of tensors in one file.
-    pub shard: u64,
+    /// Form of the output.
+    pub storage: Storage,
+}
+
+/// Form in which a model is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// config.json and safetensors files.
+    Safetensors {
+        /// How scales are stored.
+        scale: ScaleRule,
+        /// Most bytes of tensors in one file.
+        shard: u64,
+    },
+    /// One GGUF file, ternary layers as I2_S in the layout of x86 builds.
+    Gguf,
 }
 
 /// How far a model has come on its way to BitNet.
@@ -76,6 +91,7 @@ impl WeightPrecision {
         }
     }
 
+    /// Stored as 2-bit codes.
     fn packed(self) -> bool {
         matches!(self, Self::Ternary | Self::Binary)
     }
@@ -128,14 +144,15 @@ pub struct Converted {
 /// Converts a checkpoint.
 ///
 /// # Errors
-/// [`WorkshopError::Refused`] names what cannot be: a model that is packed already, a rule that fits nothing, layers that
-/// share an input with precisions that cannot, weights that are no numbers, an `out` that exists. Nothing is left at `out`.
+/// [`WorkshopError::Refused`] names what cannot be: a packed model with a phase or rules, a rule that fits nothing, layers
+/// that share an input with precisions that cannot, weights that are no numbers, a form that cannot hold the model, an
+/// `out` that exists. Nothing is left at `out`.
 pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
     let load = || WorkshopError::load(&order.model);
-    let config = ModelConfig::load(&order.model).map_err(load())?;
-    if matches!(config.linear, LinearKind::Packed(_)) {
+    let mut config = ModelConfig::load(&order.model).map_err(load())?;
+    if matches!(config.linear, LinearKind::Packed(_)) && (order.phase.is_some() || !order.rules.is_empty()) {
         return Err(WorkshopError::Refused(format!(
-            "{} is packed already: convert the plain checkpoint that it came from",
+            "{} is packed already: convert the plain checkpoint that it came from, or leave --phase and --precision out to store it in another form",
             order.model.display()
         )));
     }
@@ -145,38 +162,94 @@ pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
     let plan = plan(order, &config)?;
     let shards = Shards::open(&order.model).map_err(load())?;
     let tensors = shards.tensors().map_err(load())?;
-    let mut planned = Vec::new();
+    let mut layers: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let mut contents = Vec::new();
     let mut before = 0;
+    let scales: BTreeMap<&str, Option<f32>> = tensors
+        .iter()
+        .filter_map(|(name, tensor)| Some((name.strip_suffix(".weight_scale")?, first_number(tensor))))
+        .collect();
     for (name, tensor) in tensors.iter() {
         before += tensor.bytes().len() as u64;
-        let precision = name.strip_suffix(".weight").and_then(|module| plan.get(module));
-        match precision {
-            None | Some(WeightPrecision::Full) => planned.push(copied(name, tensor)),
-            Some(precision) => {
-                let matrix = Matrix::of(&config, name, tensor)?;
-                if precision.packed() {
-                    planned.extend(packed(name, matrix, *precision, order.scale)?);
-                } else {
-                    planned.push(rounded(name, tensor, matrix, *precision)?);
-                }
-            }
+        if let Some(module) = name.strip_suffix(".weight_scale")
+            && plan.contains_key(module)
+        {
+            continue;
         }
+        let Some((module, precision)) = name.strip_suffix(".weight").and_then(|module| plan.get_key_value(module))
+        else {
+            contents.push((name.to_owned(), stored(tensor)));
+            continue;
+        };
+        let scale = scales.get(module.as_str()).copied().flatten();
+        let content = content(&config, name, tensor, *precision, scale)?;
+        *layers.entry(name_of(&content)).or_default() += 1;
+        contents.push((name.to_owned(), content));
     }
-    let new_norms = if order.phase == Some(Phase::SubNorms) && !config.sub_norms { sub_norms(&config) } else { vec![] };
-    let count = new_norms.len();
-    planned.extend(new_norms);
+    let mut new_norms = 0;
+    if order.phase == Some(Phase::SubNorms) && !config.sub_norms {
+        let norms = tensors::sub_norms(&config);
+        new_norms = norms.len();
+        contents.extend(norms.into_iter().map(|(name, width)| (name, Content::Ones(width))));
+        config.sub_norms = true;
+    }
 
     let staging = Staging::new(&order.out)?;
     copy_other_files(&order.model, staging.path())?;
-    write_config(order, &config, &plan, staging.path())?;
-    let after = planned.iter().map(|p| p.bytes).sum();
-    let files = write_model_files(staging.path(), planned, order.shard)?;
+    let (files, after) = match order.storage {
+        Storage::Safetensors { scale, shard } => {
+            write_config(order, &config, &plan, scale, staging.path())?;
+            let planned: Vec<_> =
+                contents.into_iter().flat_map(|(name, content)| content.planned(&name, scale)).collect();
+            let after = planned.iter().map(|p| p.bytes).sum();
+            (write_model_files(staging.path(), planned, shard)?, after)
+        }
+        Storage::Gguf => {
+            // The file says what it would say.
+            let generation = staging.path().join("generation_config.json");
+            if generation.exists() {
+                fs::remove_file(&generation).map_err(WorkshopError::file("remove", &generation))?;
+            }
+            (1, gguf::write(staging.path(), &order.model, &config, contents)?)
+        }
+    };
     staging.publish()?;
-    let mut layers: BTreeMap<&'static str, usize> = BTreeMap::new();
-    for precision in plan.values() {
-        *layers.entry(precision.name()).or_default() += 1;
+    Ok(Converted { layers, files, new_norms, bytes: (before, after) })
+}
+
+fn stored<'a>(tensor: &StoredTensor<'a>) -> Content<'a> {
+    let (dtype, shape) = tensor.stored();
+    Content::Stored { dtype, shape: shape.to_vec(), bytes: tensor.bytes() }
+}
+
+/// A linear layer as the plan has it.
+fn content<'a>(
+    config: &ModelConfig,
+    name: &str,
+    tensor: &StoredTensor<'a>,
+    precision: WeightPrecision,
+    scale: Option<f32>,
+) -> Result<Content<'a>, WorkshopError> {
+    let floats = || Matrix::of(config, name, tensor);
+    Ok(match (precision, config.linear) {
+        (WeightPrecision::Full, _) => stored(tensor),
+        (WeightPrecision::Int8 | WeightPrecision::Int4, _) => {
+            let matrix = floats()?;
+            matrix.mean(name)?;
+            Content::Rounded(matrix, precision)
+        }
+        (_, LinearKind::Packed(rule)) => Content::Coded(Coded::packed(config, name, tensor, scale, rule)?),
+        (precision, _) => Content::Coded(Coded::floats(floats()?, precision == WeightPrecision::Binary, name)?),
+    })
+}
+
+fn name_of(content: &Content<'_>) -> &'static str {
+    match content {
+        Content::Rounded(_, precision) => precision.name(),
+        Content::Coded(matrix) if matrix.is_binary() => WeightPrecision::Binary.name(),
+        Content::Coded(_) => WeightPrecision::Ternary.name(),
+        Content::Stored { .. } | Content::Ones(_) => WeightPrecision::Full.name(),
     }
-    Ok(Converted { layers, files, new_norms: count, bytes: (before, after) })
 }
 
 /// Precision of every linear layer, by full name.
@@ -191,7 +264,9 @@ pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<Strin
     for layer in 0..config.layers {
         for module in SHARED_INPUTS.iter().copied().flatten() {
             let name = format!("model.layers.{layer}.{module}");
-            let mut precision = if by_phase(module) { WeightPrecision::Ternary } else { WeightPrecision::Full };
+            // Of a packed model, what is packed stays so.
+            let ternary = by_phase(module) && !config.plain.contains(&name);
+            let mut precision = if ternary { WeightPrecision::Ternary } else { WeightPrecision::Full };
             for (rule, fitted) in order.rules.iter().zip(&mut fitted).filter(|(rule, _)| rule.fits(&name)) {
                 precision = rule.precision;
                 *fitted = true;
@@ -222,183 +297,6 @@ pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<Strin
     Ok(plan)
 }
 
-fn copied<'a>(name: &str, tensor: &'a StoredTensor<'_>) -> Planned<'a> {
-    let (dtype, shape) = tensor.stored();
-    let bytes = tensor.bytes();
-    Planned {
-        name: name.to_owned(),
-        dtype,
-        shape: shape.to_vec(),
-        bytes: bytes.len() as u64,
-        write: Box::new(move |out| out.write_all(bytes)),
-    }
-}
-
-/// A matrix of floats in a mapped file.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    bytes: &'a [u8],
-    dtype: Dtype,
-    rows: usize,
-    columns: usize,
-}
-
-impl<'a> Matrix<'a> {
-    fn of(config: &ModelConfig, name: &str, tensor: &StoredTensor<'a>) -> Result<Self, WorkshopError> {
-        let (dtype, shape) = tensor.stored();
-        match (dtype, shape) {
-            (Dtype::F32 | Dtype::F16 | Dtype::BF16, [rows, columns])
-                if rows_of(config, name) == Some(*rows) && *columns > 0 =>
-            {
-                Ok(Self { bytes: tensor.bytes(), dtype, rows: *rows, columns: *columns })
-            }
-            _ => Err(WorkshopError::Refused(format!(
-                "{name} must be a matrix of F32, F16 or BF16 with {} rows but is {dtype:?} {shape:?}: convert a checkpoint whose weights and config.json belong together",
-                rows_of(config, name).unwrap_or(0)
-            ))),
-        }
-    }
-
-    /// One row as f32.
-    fn read(&self, row: usize, out: &mut Vec<f32>) {
-        let size = self.dtype.bitsize() / 8;
-        let bytes = &self.bytes[row * self.columns * size..(row + 1) * self.columns * size];
-        out.clear();
-        match self.dtype {
-            Dtype::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
-            Dtype::F16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-            _ => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-        }
-    }
-
-    /// Mean of |w|, at least 1e-5, summed in the order of [`super::ternary::Ternary::of`].
-    fn mean(&self, name: &str) -> Result<f32, WorkshopError> {
-        let (mut sum, mut row) = (0f64, Vec::with_capacity(self.columns));
-        for index in 0..self.rows {
-            self.read(index, &mut row);
-            sum = row.iter().fold(sum, |sum, w| sum + f64::from(w.abs()));
-        }
-        if !sum.is_finite() {
-            return Err(WorkshopError::Refused(format!(
-                "{name} has weights that are no finite numbers: convert a checkpoint that is whole"
-            )));
-        }
-        Ok(((sum / (self.rows * self.columns) as f64) as f32).max(1e-5))
-    }
-}
-
-/// Codes and scale of one matrix.
-fn packed<'a>(
-    name: &str,
-    matrix: Matrix<'a>,
-    precision: WeightPrecision,
-    rule: ScaleRule,
-) -> Result<[Planned<'a>; 2], WorkshopError> {
-    let mean = matrix.mean(name)?;
-    let plane = matrix.rows.div_ceil(4);
-    let inverse = 1.0 / mean;
-    let write = move |out: &mut dyn Write| -> io::Result<()> {
-        let mut row = Vec::with_capacity(matrix.columns);
-        let mut bytes = vec![0u8; matrix.columns];
-        for index in 0..plane {
-            bytes.fill(0);
-            for field in 0..4 {
-                if index + field * plane >= matrix.rows {
-                    // A row that does not exist has weight 0.
-                    for byte in &mut bytes {
-                        *byte |= 1 << (2 * field);
-                    }
-                    continue;
-                }
-                matrix.read(index + field * plane, &mut row);
-                for (byte, weight) in bytes.iter_mut().zip(&row) {
-                    // Rounding half to even within -1..=1: exactly one half becomes 0.
-                    let code = match precision {
-                        WeightPrecision::Binary => 2 * u8::from(*weight >= 0.0),
-                        _ => 1 + u8::from(weight * inverse > 0.5) - u8::from(weight * inverse < -0.5),
-                    };
-                    *byte |= code << (2 * field);
-                }
-            }
-            out.write_all(&bytes)?;
-        }
-        Ok(())
-    };
-    let stored = match rule {
-        ScaleRule::Multiply => mean,
-        ScaleRule::Divide => inverse,
-    };
-    let module = name.strip_suffix(".weight").unwrap_or(name);
-    Ok([
-        Planned {
-            name: name.to_owned(),
-            dtype: Dtype::U8,
-            shape: vec![plane, matrix.columns],
-            bytes: (plane * matrix.columns) as u64,
-            write: Box::new(write),
-        },
-        Planned {
-            name: format!("{module}.weight_scale"),
-            dtype: Dtype::F32,
-            shape: vec![1],
-            bytes: 4,
-            write: Box::new(move |out| out.write_all(&stored.to_le_bytes())),
-        },
-    ])
-}
-
-/// Weights on a grid per row, symmetric, in the input's own type.
-fn rounded<'a>(
-    name: &str,
-    tensor: &StoredTensor<'_>,
-    matrix: Matrix<'a>,
-    precision: WeightPrecision,
-) -> Result<Planned<'a>, WorkshopError> {
-    matrix.mean(name)?;
-    let most = if precision == WeightPrecision::Int8 { 127.0f32 } else { 7.0 };
-    let write = move |out: &mut dyn Write| -> io::Result<()> {
-        let (mut row, mut bytes) = (Vec::with_capacity(matrix.columns), Vec::new());
-        for index in 0..matrix.rows {
-            matrix.read(index, &mut row);
-            let step = row.iter().fold(0f32, |top, w| top.max(w.abs())).max(1e-12) / most;
-            bytes.clear();
-            for weight in &row {
-                let value = (weight / step).round_ties_even() * step;
-                match matrix.dtype {
-                    Dtype::F32 => bytes.extend(value.to_le_bytes()),
-                    Dtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
-                    _ => bytes.extend(bf16::from_f32(value).to_le_bytes()),
-                }
-            }
-            out.write_all(&bytes)?;
-        }
-        Ok(())
-    };
-    let (dtype, shape) = tensor.stored();
-    Ok(Planned {
-        name: name.to_owned(),
-        dtype,
-        shape: shape.to_vec(),
-        bytes: matrix.bytes.len() as u64,
-        write: Box::new(write),
-    })
-}
-
-fn sub_norms(config: &ModelConfig) -> Vec<Planned<'static>> {
-    let norm = |layer: usize, module: &str, width: usize| Planned {
-        name: format!("model.layers.{layer}.{module}.weight"),
-        dtype: Dtype::F32,
-        shape: vec![width],
-        bytes: 4 * width as u64,
-        write: Box::new(move |out: &mut dyn Write| out.write_all(&1f32.to_le_bytes().repeat(width))),
-    };
-    let both = |layer| {
-        let attention = norm(layer, "self_attn.attn_sub_norm", config.heads * config.head_dim);
-        [attention, norm(layer, "mlp.ffn_sub_norm", config.intermediate_size)]
-    };
-    (0..config.layers).flat_map(both).collect()
-}
-
 /// Tokenizer, template, generation settings, licence: everything but weights and config.json.
 pub(super) fn copy_other_files(from: &Path, to: &Path) -> Result<(), WorkshopError> {
     for entry in fs::read_dir(from).map_err(WorkshopError::file("read", from))? {
@@ -420,18 +318,19 @@ fn write_config(
     order: &Order,
     config: &ModelConfig,
     plan: &BTreeMap<String, WeightPrecision>,
+    scale: ScaleRule,
     dir: &Path,
 ) -> Result<(), WorkshopError> {
     let path = order.model.join("config.json");
     let bytes = fs::read(&path).map_err(WorkshopError::file("read", &path))?;
     let mut value: Value = serde_json::from_slice(&bytes).map_err(WorkshopError::json(&path))?;
-    if order.phase == Some(Phase::SubNorms) && !config.sub_norms {
+    if order.phase == Some(Phase::SubNorms) && value["model_type"] == "llama" {
         // What the old class left to its defaults is written out, because the new one has others.
         value["model_type"] = json!("bitnet");
         value["architectures"] = json!(["BitNetForCausalLM"]);
         value["hidden_act"] = json!(match config.activation {
-            crate::model::Activation::Relu2 => "relu2",
-            crate::model::Activation::Silu => "silu",
+            Activation::Relu2 => "relu2",
+            Activation::Silu => "silu",
         });
         value["num_key_value_heads"] = json!(config.kv_heads);
         value["rms_norm_eps"] = json!(shortest(config.rms_eps));
@@ -442,7 +341,7 @@ fn write_config(
     value["quantization_config"] = if kept.len() == plan.len() {
         json!({"quant_method": "none"})
     } else {
-        let class = match order.scale {
+        let class = match scale {
             ScaleRule::Multiply => "autobitlinear",
             ScaleRule::Divide => "bitlinear",
         };
