@@ -10,7 +10,7 @@ use bitnet_api::{
     validate::{Pools, validate},
 };
 use serde_json::{Value, json};
-use std::fs;
+use std::{fmt::Write as _, fs};
 
 /// What the operator may do in a namespace. A change here is a change of what a stolen token can do.
 #[test]
@@ -181,7 +181,7 @@ fn table(values: &str) -> String {
             default => format!("`{default}`"),
         };
         if !default.is_empty() || !words.is_empty() {
-            rows.push_str(&format!("| `{name}` | {default} | {words} |\n"));
+            writeln!(rows, "| `{name}` | {default} | {words} |").unwrap();
         }
     }
     rows

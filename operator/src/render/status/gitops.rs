@@ -12,7 +12,7 @@ use bitnet_api::{
 use bitnet_core::observation::Workload;
 use mlua::{Lua, LuaOptions, LuaSerdeExt, StdLib, Table};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
 const VERBS: [&str; 7] = ["promote", "promote-full", "pause", "resume", "abort", "rollback", "retry"];
 
@@ -227,7 +227,7 @@ fn the_config_map_holds_the_scripts() {
     text += &indented(&script("discovery.lua"), 6);
     text += "    definitions:\n";
     for name in VERBS {
-        text += &format!("    - name: {name}\n      action.lua: |\n");
+        write!(text, "    - name: {name}\n      action.lua: |\n").unwrap();
         text += &indented(&script("action.lua").replace("@VERB@", name), 8);
     }
     let file = folder().join("argocd-cm.yaml");
