@@ -38,7 +38,9 @@ impl Readiness {
         match (fence.holds(), self.watching.load(Ordering::Relaxed)) {
             (false, false) => Ok("standby: another replica holds the lease"),
             (false, true) => Err("the leader lease was not renewed".into()),
-            (true, false) => Err("leading, but the custom resources are not listed yet".into()),
+            (true, false) => {
+                Err("leading, but the custom resources are not listed yet: are the CRDs installed?".into())
+            }
             (true, true) => Ok("leading"),
         }
     }
