@@ -5,7 +5,7 @@ use axum::{Router, extract::State, http::StatusCode, http::header, response::Int
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 #[derive(Clone, Default)]
 pub struct Readiness {
     watching: Arc<AtomicBool>,
+    missing: Arc<Mutex<Vec<String>>>,
 }
 
 impl Readiness {
@@ -23,12 +24,23 @@ impl Readiness {
         self.watching.store(true, Ordering::Relaxed);
     }
 
+    /// What the cluster lacks, each with its remedy; empty: nothing.
+    pub fn missing(&self, missing: Vec<String>) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
     /// `Ok` with the role, or what is missing. A standby that waits for the lease is ready: it could take over.
-    fn state(&self, fence: &Fence) -> Result<&'static str, &'static str> {
+    fn state(&self, fence: &Fence) -> Result<&'static str, String> {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !missing.is_empty() {
+            return Err(missing.join("\n"));
+        }
         match (fence.holds(), self.watching.load(Ordering::Relaxed)) {
             (false, false) => Ok("standby: another replica holds the lease"),
-            (false, true) => Err("the leader lease was not renewed"),
-            (true, false) => Err("leading, but the custom resources are not listed yet: are the CRDs installed?"),
+            (false, true) => Err("the leader lease was not renewed".into()),
+            (true, false) => {
+                Err("leading, but the custom resources are not listed yet: are the CRDs installed?".into())
+            }
             (true, true) => Ok("leading"),
         }
     }
@@ -90,6 +102,13 @@ mod tests {
         let (readiness, fence) = (Readiness::default(), Fence::default());
         let ready = || get(health(readiness.clone(), fence.clone()), "/readyz");
         assert_eq!(ready().await, (StatusCode::OK, "standby: another replica holds the lease\n".into()));
+        readiness.missing(vec!["the CRDs are missing: install them".into()]);
+        assert_eq!(
+            ready().await,
+            (StatusCode::SERVICE_UNAVAILABLE, "the CRDs are missing: install them\n".into()),
+            "a standby could not take over"
+        );
+        readiness.missing(Vec::new());
         fence.renew(Instant::now());
         let (status, text) = ready().await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

@@ -22,6 +22,7 @@ pub mod guards;
 pub mod lease;
 pub mod metrics;
 pub mod observe;
+pub mod preflight;
 pub mod reconcile;
 pub mod render;
 pub mod status;

@@ -15,6 +15,7 @@ use bitnet_operator::{
     guards::Guards,
     lease::{self, Claim, Fence},
     metrics::Metrics,
+    preflight,
     reconcile::Context,
     worker::Workers,
 };
@@ -149,11 +150,16 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
     let unfenced = fenced(cluster.clone(), None).context("cannot make a client of the API server")?;
     let client = fenced(cluster.clone(), Some(fence.clone())).context("cannot make a client of the API server")?;
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
+    preflight::version(&unfenced).await?;
 
     let health = admin::bind(run.health_port).await.context("cannot listen on the health port")?;
     let scrape = admin::bind(run.metrics_port).await.context("cannot listen on the metrics port")?;
     tokio::spawn(axum::serve(health, admin::health(readiness.clone(), fence.clone())).into_future());
     tokio::spawn(axum::serve(scrape, admin::metrics(metrics.clone())).into_future());
+
+    let lacks = readiness.clone();
+    let (namespaces, home) = (config.watch_namespaces.clone(), claim.namespace.clone());
+    tokio::spawn(preflight::watch(unfenced.clone(), namespaces, home, move |missing| lacks.missing(missing)));
 
     let ticks = Ticks::default();
     let (loopback, login) = (run.dashboard_port, run.dashboard_login_port);

@@ -506,7 +506,11 @@ fn a_worker_with_a_fallback_is_told_where_fp16_is() {
         let objects = render(&config(), &rollout(), &World::default(), &Plan { grow, ..plan() });
         let Action::Create(object) = &objects.grow.last().unwrap().action else { panic!() };
         let arguments = object["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
-        arguments.into_iter().skip_while(|a| a != "--fallback").map(|a| a.as_str().unwrap().to_owned()).collect()
+        arguments
+            .into_iter()
+            .skip_while(|a| a != "--fallback")
+            .map(|a| a.as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     let none: Vec<String> = Vec::new();
     assert_eq!(told(None), none);

@@ -2,6 +2,8 @@
 
 pub mod cluster;
 pub mod demo;
+pub mod docs;
 pub mod stage;
+pub mod supply;
 pub mod traffic;
 pub mod world;

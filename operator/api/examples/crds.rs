@@ -1,7 +1,7 @@
-//! Writes the CustomResourceDefinitions, plain and as the chart's templates:
+//! Writes the CustomResourceDefinitions, plain and as the chart's templates, and the reference in `docs/`:
 //! `cargo run -p bitnet-api --example crds` from anywhere in the workspace.
 
-use bitnet_api::crds;
+use bitnet_api::{crds, reference};
 use std::{error::Error, fs, path::Path};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -11,5 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(root.join(&file), &text)?;
         println!("{file}: {} bytes", text.len());
     }
+    fs::write(root.join(reference::FILE), reference::markdown())?;
+    println!("{}", reference::FILE);
     Ok(())
 }

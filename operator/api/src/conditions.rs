@@ -15,6 +15,20 @@ pub const QUALITY_HEALTHY: &str = "QualityHealthy";
 /// The spec's model was rolled back; only another model or the verb `retry` tries again.
 pub const ROLLED_BACK: &str = "RolledBack";
 
+/// kstatus: what the spec asks for does not serve yet, and it goes on by itself.
+pub const RECONCILING: &str = "Reconciling";
+/// kstatus: what the spec asks for does not serve, and only an edit or a verb of a person helps.
+pub const STALLED: &str = "Stalled";
+
 /// All of them, in the order of display.
-pub const ALL: [&str; 7] =
-    [ACCEPTED, READY, PROGRESSING, BASELINE_SERVING, TRAFFIC_MANAGED, QUALITY_HEALTHY, ROLLED_BACK];
+pub const ALL: [&str; 9] = [
+    ACCEPTED,
+    READY,
+    PROGRESSING,
+    BASELINE_SERVING,
+    TRAFFIC_MANAGED,
+    QUALITY_HEALTHY,
+    ROLLED_BACK,
+    RECONCILING,
+    STALLED,
+];

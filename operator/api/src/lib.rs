@@ -18,5 +18,7 @@ pub mod crds;
 pub mod keys;
 #[cfg(feature = "crd")]
 pub mod reasons;
+#[cfg(feature = "crd")]
+pub mod reference;
 #[cfg(feature = "gate")]
 pub mod validate;

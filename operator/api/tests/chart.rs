@@ -10,7 +10,7 @@ use bitnet_api::{
     validate::{Pools, validate},
 };
 use serde_json::{Value, json};
-use std::fs;
+use std::{fmt::Write as _, fs};
 
 /// What the operator may do in a namespace. A change here is a change of what a stolen token can do.
 #[test]
@@ -149,5 +149,65 @@ fn every_alert_has_its_runbook() {
     }
     for heading in runbooks.lines().filter_map(|line| line.strip_prefix("## ")) {
         assert!(rules.iter().any(|rule| rule["alert"] == heading), "no alert is called {heading}");
+    }
+}
+
+/// Rows of a table made of `values.yaml`: path, default, and the comment before or behind it.
+fn table(values: &str) -> String {
+    let mut rows = String::from("| value | default | what it is |\n|---|---|---|\n");
+    let mut path: Vec<(usize, String)> = Vec::new();
+    let mut before: Vec<&str> = Vec::new();
+    // The first line is about the file.
+    for line in values.lines().skip(1) {
+        let text = line.trim_start();
+        let indent = line.len() - text.len();
+        if let Some(comment) = text.strip_prefix("# ") {
+            before.push(comment.trim());
+            continue;
+        }
+        let Some((key, rest)) = text.split_once(':').filter(|_| !text.is_empty()) else {
+            before.clear();
+            continue;
+        };
+        path.retain(|(depth, _)| *depth < indent);
+        path.push((indent, key.to_owned()));
+        let (default, behind) = rest.split_once(" # ").unwrap_or((rest, ""));
+        let words = [before.join(" "), behind.trim().to_owned()].into_iter().filter(|words| !words.is_empty());
+        let words = words.collect::<Vec<_>>().join(" ").replace('|', "\\|");
+        before.clear();
+        let name = path.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>().join(".");
+        let default = match default.trim() {
+            "" => String::new(),
+            default => format!("`{default}`"),
+        };
+        if !default.is_empty() || !words.is_empty() {
+            writeln!(rows, "| `{name}` | {default} | {words} |").unwrap();
+        }
+    }
+    rows
+}
+
+/// UPDATE_GOLDEN=1 writes the table.
+#[test]
+fn the_readme_lists_every_value() {
+    const BEGIN: &str = "<!-- values: made of values.yaml -->\n";
+    const END: &str = "<!-- end of values -->";
+    let chart = support::root().join("charts/bitnet-rollouts");
+    let values = fs::read_to_string(chart.join("values.yaml")).unwrap();
+    let readme = fs::read_to_string(chart.join("README.md")).unwrap();
+    let (head, rest) = readme.split_once(BEGIN).unwrap();
+    let (old, tail) = rest.split_once(END).unwrap();
+    let new = table(&values);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(chart.join("README.md"), format!("{head}{BEGIN}{new}{END}{tail}")).unwrap();
+    } else {
+        assert!(old == new, "charts/bitnet-rollouts/README.md has drifted from values.yaml: run with UPDATE_GOLDEN=1");
+    }
+    // Every value is in the table, and every value has a rule in the schema.
+    let schema: Value = serde_json::from_str(&fs::read_to_string(chart.join("values.schema.json")).unwrap()).unwrap();
+    let all: Value = serde_yaml::from_str(&values).unwrap();
+    for name in all.as_object().unwrap().keys() {
+        assert!(new.contains(&format!("| `{name}")), "{name} is not in the table");
+        assert!(schema["properties"].get(name).is_some(), "{name} is not in values.schema.json");
     }
 }

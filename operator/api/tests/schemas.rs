@@ -5,7 +5,7 @@
 
 mod support;
 
-use bitnet_api::crds;
+use bitnet_api::{crds, reference};
 use serde_json::Value;
 use std::{collections::BTreeSet, fs};
 
@@ -21,6 +21,18 @@ fn the_committed_files_are_what_the_types_say() {
         assert!(committed.len() < LARGEST_CRD, "{file} has {} bytes", committed.len());
         // The chart's copies go through Helm's templates.
         assert!(!committed.contains("{{"), "{file} has a template in it");
+    }
+}
+
+#[test]
+fn the_reference_is_what_the_schemas_say() {
+    let committed = fs::read_to_string(support::root().join(reference::FILE)).unwrap_or_default();
+    assert!(
+        committed == reference::markdown(),
+        "docs/api.md has drifted: run `cargo run -p bitnet-api --example crds`"
+    );
+    for field in ["`spec.model.source.image`", "`spec.signals.cosine.minMean`", "`status.conditions[].reason`"] {
+        assert!(committed.contains(field), "{field} is missing");
     }
 }
 

@@ -35,7 +35,7 @@ struct Request {
 
 /// The verbs that wait. One that cannot be read is passed on without a revision: it is answered as void, with words,
 /// and does not stay for ever.
-pub(super) fn read(annotations: &BTreeMap<String, String>) -> Vec<VerbRequest> {
+pub(crate) fn read(annotations: &BTreeMap<String, String>) -> Vec<VerbRequest> {
     VERBS
         .into_iter()
         .filter_map(|verb| Some((verb, annotations.get(key(verb))?)))

@@ -1,5 +1,6 @@
 //! `status` of the custom resource: what the plan's report, the route and the evidence say, in the words of the API.
 
+mod kstatus;
 mod users;
 
 use super::{Compact, decision::rfc3339};
@@ -119,6 +120,7 @@ pub fn refused(old: &ModelRolloutStatus, generation: i64, refusal: &Refusal, now
     set.put(kind::ACCEPTED, "False", refusal.reason.name(), &refusal.to_string());
     set.put(kind::READY, "False", refusal.reason.name(), &refusal.to_string());
     set.put(kind::PROGRESSING, "False", refusal.reason.name(), &refusal.to_string());
+    kstatus::refused(&mut set, refusal);
     set.keep_others();
     status.conditions = set.new;
     status
@@ -314,6 +316,7 @@ fn conditions(facts: &Facts<'_>, status: &ModelRolloutStatus) -> Vec<Condition> 
             set.put(kind::ROLLED_BACK, "False", reasons::NOT_ROLLED_BACK, "the model of this spec was not rolled back");
         }
     }
+    kstatus::put(&mut set, report, ready, &status.message);
     set.keep_others();
     set.new
 }
@@ -506,5 +509,7 @@ impl ConditionSet<'_> {
     }
 }
 
+#[cfg(test)]
+mod gitops;
 #[cfg(test)]
 mod tests;

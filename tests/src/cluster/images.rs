@@ -342,6 +342,70 @@ mod tests {
         assert_eq!(repository("localhost:5000/operator:1"), "localhost:5000/operator");
     }
 
+    /// Path, mode and content of everything below a folder.
+    fn laid_out(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
+        fn walk(root: &Path, dir: &Path, found: &mut BTreeMap<String, (u32, Vec<u8>)>) {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                let meta = fs::metadata(&path).unwrap();
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                let bytes = if meta.is_dir() { Vec::new() } else { fs::read(&path).unwrap() };
+                found.insert(name, (meta.permissions().mode() & 0o7777, bytes));
+                if meta.is_dir() {
+                    walk(root, &path, found);
+                }
+            }
+        }
+        let mut found = BTreeMap::new();
+        walk(root, root, &mut found);
+        found
+    }
+
+    /// What a Dockerfile builds is what the box runs: the same files, and the same user, path and entry point.
+    #[test]
+    fn dockerfiles_make_the_images_of_the_box() {
+        let images = crate::stage::checkout().join("images");
+        // This very program is linked like the others.
+        let program = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let done = Command::new(images.join("rootfs.sh")).arg(&program).arg(dir.path()).status().unwrap();
+        assert!(done.success());
+        let contents = Contents::program(&program, &[]).unwrap();
+        let ours: BTreeMap<String, (u32, Vec<u8>)> = contents
+            .nodes
+            .iter()
+            .map(|(path, node)| {
+                let (mode, bytes) = match node {
+                    Node::Dir(mode) => (*mode, Vec::new()),
+                    Node::Bytes(bytes) => (0o644, bytes.clone()),
+                    Node::File(source, mode) => (*mode, fs::read(source).unwrap()),
+                };
+                (path.clone(), (mode, bytes))
+            })
+            .collect();
+        let theirs = laid_out(dir.path());
+        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+        for (path, (mode, bytes)) in &ours {
+            assert_eq!(*mode, theirs[path].0, "mode of {path}");
+            assert!(*bytes == theirs[path].1, "content of {path}");
+        }
+        for name in ["operator", "inference-worker"] {
+            let text = fs::read_to_string(images.join(format!("{name}.Dockerfile"))).unwrap();
+            let fake = Contents { entrypoint: Some(format!("/usr/local/bin/{name}")), ..Contents::default() };
+            let wanted = config(&fake, "0")["config"].clone();
+            let line = |word: &str| text.lines().find_map(|line| line.strip_prefix(word)).unwrap_or_default();
+            assert_eq!(line("USER "), wanted["User"]);
+            assert_eq!(line("ENV PATH="), wanted["Env"][0].as_str().unwrap().trim_start_matches("PATH="));
+            assert_eq!(serde_json::from_str::<Value>(line("ENTRYPOINT ")).unwrap(), wanted["Entrypoint"]);
+            let froms: Vec<_> = text.lines().filter(|line| line.starts_with("FROM ")).collect();
+            assert_eq!(froms, ["FROM ${RUST_IMAGE} AS build", "FROM scratch"], "{name}: nothing comes by a tag");
+            assert!(text.lines().any(|line| line == "ARG RUST_IMAGE"), "{name}: the compiler's image has no default");
+            let build = "cargo build --release --locked --workspace --bins";
+            assert!(text.contains(build), "{name}: the programs are built as the box builds them");
+            assert!(text.contains(&format!("images/rootfs.sh target/release/{name} /rootfs")));
+        }
+    }
+
     #[test]
     fn the_same_files_give_the_same_layer() {
         let dir = tempfile::tempdir().unwrap();

@@ -58,7 +58,13 @@ pub const OPERATOR_NAMESPACE: &str = "bitnet-system";
 impl Install {
     /// Installs or upgrades both charts in the box and waits until the operator is ready.
     pub fn on_box(cluster: &Cluster, images: &Images) -> Result<()> {
-        Self::with(images, "Never", |args| cluster.helm(args).map(drop))
+        // Pods of the pool `gpu` want what the node has only where a test gives it (`Cluster::set_gpus`).
+        let pool = ["--set-string", r"pools.gpu.resources.limits.nvidia\.com/gpu=1"];
+        let with_pool = |args: &[&str]| {
+            let main = args.contains(&"bitnet-rollouts");
+            cluster.helm(&[args, if main { &pool } else { &[] }].concat()).map(drop)
+        };
+        Self::with(images, "Never", with_pool)
     }
 
     /// The same with any `helm`, given its arguments.

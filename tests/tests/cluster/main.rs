@@ -8,8 +8,10 @@ mod blue_green;
 mod canary;
 mod chart;
 mod crds;
+mod docs;
 mod fallback;
 mod federated;
+mod gpu;
 mod guard;
 mod kill;
 mod operator;
@@ -102,6 +104,10 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
     vec![
         trial!(chart::renders_as_its_golden_files),
         trial!(chart::wrong_values_are_refused_by_name),
+        trial!(chart::lint_finds_nothing),
+        trial!(chart::a_second_operator_is_refused_by_name),
+        trial!(docs::every_object_is_accepted),
+        trial!(docs::every_block_of_values_renders),
         trial!(crds::cases_get_the_answer_that_they_name),
         trial!(admission::only_the_operator_changes_weights),
         trial!(admission::epochs_sums_and_latches_bind_the_operator_too),
@@ -128,6 +134,8 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(federated::four_clients_and_a_coordinator_publish_a_model),
         trial!(guard::a_defect_after_the_promotion_goes_back_to_fp16),
         trial!(shadow::live_prompts_need_the_namespaces_consent),
+        trial!(gpu::a_pod_without_a_gpu_is_explained_and_goes_on),
+        trial!(chart::upgrade_uninstall_and_install_cost_no_request),
         // Ten minutes of its own: `cargo verify --long`.
         trial!(kill::twenty_kills_change_no_end_state).with_ignored_flag(true),
     ]

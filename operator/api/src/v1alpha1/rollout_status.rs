@@ -84,7 +84,7 @@ pub struct ModelRolloutStatus {
     #[schemars(length(max = 16384))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
-    /// Conditions: Accepted, Ready, Progressing, BaselineServing, TrafficManaged, QualityHealthy, RolledBack.
+    /// Accepted, Ready, Progressing, BaselineServing, TrafficManaged, QualityHealthy, RolledBack, Reconciling, Stalled.
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -8,9 +8,9 @@ use bitnet_core::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-const NOW: Time = Time(1_735_689_660_000);
+pub(super) const NOW: Time = Time(1_735_689_660_000);
 
-fn workload(ready: bool, problem: Option<&str>) -> Workload {
+pub(super) fn workload(ready: bool, problem: Option<&str>) -> Workload {
     let pod = Pod {
         name: "pod-1".into(),
         ready_since: ready.then_some(Time(1_735_689_600_000)),
@@ -28,22 +28,15 @@ fn workload(ready: bool, problem: Option<&str>) -> Workload {
 
 /// Plans against a world and renders its status, as a reconcile does.
 fn status_of(world: &World, old: &ModelRolloutStatus, now: Time) -> ModelRolloutStatus {
-    let rollout = fake::rollout();
+    status_with(&fake::rollout(), world, old, now)
+}
+
+pub(super) fn status_with(rollout: &Rollout, world: &World, old: &ModelRolloutStatus, now: Time) -> ModelRolloutStatus {
     let state = old.evidence.as_ref().map_or_else(State::default, |text| State::decode(text).unwrap());
-    let plan = plan(&rollout, &state, &world.observation, now);
+    let plan = plan(rollout, &state, &world.observation, now);
     let state = &world.observation.route;
     let stored = State::default();
-    render(&Facts {
-        rollout: &rollout,
-        old,
-        stored: &stored,
-        world,
-        plan: &plan,
-        route: &world.route,
-        state,
-        failures: &[],
-        now,
-    })
+    render(&Facts { rollout, old, stored: &stored, world, plan: &plan, route: &world.route, state, failures: &[], now })
 }
 
 fn condition<'a>(status: &'a ModelRolloutStatus, type_: &str) -> (&'a str, &'a str) {
@@ -51,7 +44,7 @@ fn condition<'a>(status: &'a ModelRolloutStatus, type_: &str) -> (&'a str, &'a s
     (&found.status, &found.reason)
 }
 
-fn managed(extra: &Value, weights: &[(&str, i32)]) -> World {
+pub(super) fn managed(extra: &Value, weights: &[(&str, i32)]) -> World {
     let rollout = fake::rollout();
     let baseline = rollout.baseline.revision.clone();
     let refs: Vec<_> = weights.iter().map(|(name, weight)| json!({"name": name, "weight": weight})).collect();
