@@ -18,3 +18,17 @@ pub const ROLLED_BACK: &str = "RolledBack";
 /// All of them, in the order of display.
 pub const ALL: [&str; 7] =
     [ACCEPTED, READY, PROGRESSING, BASELINE_SERVING, TRAFFIC_MANAGED, QUALITY_HEALTHY, ROLLED_BACK];
+
+/// What each one says where it is true, for the reference of reasons.
+pub const MEANINGS: [(&str, &str); 7] = [
+    (ACCEPTED, "The spec and everything it names were understood. False: nothing moves until the object is corrected."),
+    (READY, "Some revision serves all of the traffic and nothing needs a person."),
+    (PROGRESSING, "A candidate is on its way; the reason says what it waits for."),
+    (BASELINE_SERVING, "The fp16 baseline has ready pods: the last resort is there."),
+    (TRAFFIC_MANAGED, "The route carries the operator's weights and the gateway accepted them."),
+    (
+        QUALITY_HEALTHY,
+        "The evidence of the running attempt does not speak against the candidate. Unknown without evidence.",
+    ),
+    (ROLLED_BACK, "The spec's model was rolled back; only another model or the verb `retry` tries again."),
+];
