@@ -238,11 +238,11 @@ function arms(status, watched) {
   if (roles.length === 0) return [make('h2', {}, 'Arms'), make('p', {}, 'No revision exists yet.')];
   const total = watched ? watched.candidate.requests + watched.stable.requests : 0;
   const live = (arm) => !watched ? null : arm.revision === status.candidate?.revision ? watched.candidate : arm.revision === status.stable?.revision ? watched.stable : null;
-  const one = (value, name) => make('div', {}, `${name} ${milliseconds(value.at)} `, make('span', { class: 'dim' }, `[${milliseconds(value.low)}, ${milliseconds(value.high)}]`));
+  const one = (value, name) => make('div', {}, `${name} ${milliseconds(value.at)} `, make('span', { class: 'dim whole' }, `[${milliseconds(value.low)}, ${milliseconds(value.high)}]`));
   const pair = (value) => (value ? make('div', {}, one(value[0], 'p50'), one(value[1], 'p95')) : '–');
   const body = roles.map(({ role, arm }) => {
     const seen = live(arm), weight = status.weights?.[arm.revision];
-    return [role, make('span', {}, arm.revision, make('br'), make('span', { class: 'dim' }, arm.image)), weight === undefined ? '–' : `${weight} %`,
+    return [role, make('span', {}, arm.revision, make('br'), make('span', { class: 'dim', title: arm.image }, arm.image.replace(/(@sha256:[0-9a-f]{12})[0-9a-f]+$/, '$1…'))), weight === undefined ? '–' : `${weight} %`,
       seen && total > 0 ? `${(100 * seen.requests / total).toFixed(1)} %` : '–', seen ? String(seen.requests) : '–', seen && seen.requests > 0 ? `${seen.errors} (${(100 * seen.errors / seen.requests).toFixed(2)} %)` : '–',
       seen ? pair(seen.ttft) : '–', seen ? pair(seen.tpot) : '–', `${arm.ready} of ${arm.replicas}`];
   });

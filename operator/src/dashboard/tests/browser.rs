@@ -22,7 +22,7 @@ use tokio::{
 /// First paint may transfer this much.
 const TRANSFER: f64 = 150_000.0;
 
-/// A browser. It goes with its driver.
+/// A browser and its driver.
 struct Browser {
     _driver: Child,
     http: reqwest::Client,
@@ -58,6 +58,11 @@ impl Browser {
         let answer = http.post(&base).json(&wanted).send().await.unwrap().json::<Value>().await.unwrap();
         let id = answer["value"]["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {answer}"));
         Self { _driver: driver, session: format!("{base}/{id}"), http }
+    }
+
+    /// Ends the browser; the driver's own end does not always take it along.
+    async fn close(self) {
+        self.http.delete(&self.session).send().await.unwrap();
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
@@ -140,14 +145,6 @@ impl Browser {
         assert_eq!(broken, json!([]), "{name}");
         let wide = self.run("return document.documentElement.scrollWidth > document.documentElement.clientWidth").await;
         assert_eq!(wide, false, "{name}: the page scrolls sideways");
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        // The driver's end does not always take the browser along.
-        let (http, session) = (self.http.clone(), self.session.clone());
-        tokio::spawn(async move { drop(http.delete(session).send().await) });
     }
 }
 
@@ -335,7 +332,7 @@ async fn the_page_in_a_browser() {
     assert_eq!(browser.run("return document.images.length").await, 0);
     browser.press("\u{e00c}").await;
     browser.until("location.hash === '#/'").await;
-    drop(browser);
+    browser.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -365,5 +362,5 @@ async fn a_thousand_rollouts_in_a_browser() {
     );
     browser.fill("#search", "rollout-99").await;
     browser.until("document.querySelectorAll('.list tbody tr').length === 8").await;
-    drop(browser);
+    browser.close().await;
 }
