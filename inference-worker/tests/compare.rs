@@ -137,7 +137,15 @@ fn by_hand(baseline: &[Vec<f64>], candidate: &[Vec<f64>]) -> PromptComparison {
         })
         .collect();
     let mean = |i: usize| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64;
-    PromptComparison { cosine: mean(0), cosine_at: rows[0][0], mse: mean(1), kl: mean(2), top1: mean(3), non_finite: 0 }
+    PromptComparison {
+        probe: None,
+        cosine: mean(0),
+        cosine_at: rows[0][0],
+        mse: mean(1),
+        kl: mean(2),
+        top1: mean(3),
+        non_finite: 0,
+    }
 }
 
 fn close(a: &PromptComparison, b: &PromptComparison) -> bool {

@@ -1,5 +1,6 @@
 //! The operator's own settings: one YAML file that the chart writes from its values.
 
+use crate::notifications::{Notification, Occasion, Template, TemplateError};
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use serde::Deserialize;
 use std::{
@@ -26,6 +27,51 @@ pub struct Config {
     /// Namespaces to watch; empty: all.
     #[serde(default)]
     pub watch_namespaces: Vec<String>,
+    /// Receivers of notifications.
+    #[serde(default)]
+    pub notifications: Vec<Channel>,
+}
+
+/// A receiver of notifications. Its address is a file of its name: never part of these settings.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Channel {
+    /// A DNS label; also the key of its address in the Secret.
+    pub name: String,
+    /// What its body looks like.
+    pub format: ChannelFormat,
+    /// What it is told; empty: verdicts, and what needs somebody.
+    #[serde(default)]
+    pub occasions: Vec<Occasion>,
+    /// Namespaces of the rollouts that it is told of; empty: all.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
+    /// The text, a Jinja template; `None`: the default one.
+    #[serde(default)]
+    pub template: Option<String>,
+    /// An address without TLS is taken, too.
+    #[serde(default)]
+    pub insecure_http: bool,
+}
+
+impl Channel {
+    /// It is to be told of this.
+    pub fn wants(&self, notification: &Notification) -> bool {
+        let wanted = if self.occasions.is_empty() { &Occasion::DEFAULT[..] } else { &self.occasions };
+        let here = self.namespaces.is_empty() || self.namespaces.contains(&notification.namespace);
+        here && wanted.contains(&notification.occasion)
+    }
+}
+
+/// What a receiver's body looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum ChannelFormat {
+    /// All fields of a notification, and the text.
+    Json,
+    /// An incoming webhook of Slack (Mattermost and Rocket.Chat take the same).
+    Slack,
+    /// A workflow of Microsoft Teams: a message with an adaptive card.
+    Teams,
 }
 
 /// A node pool as the cluster's admin declared it.
@@ -92,6 +138,15 @@ pub enum Error {
         #[source]
         source: serde_yaml::Error,
     },
+    /// A template of a notification cannot be used.
+    #[error("configuration field `{field}`: correct the template")]
+    Template {
+        /// The field.
+        field: String,
+        /// Where and why.
+        #[source]
+        source: TemplateError,
+    },
     /// A field breaks a rule.
     #[error("configuration field `{field}`: {rule}")]
     Invalid {
@@ -130,6 +185,22 @@ impl Config {
             }
             if pool.image.as_ref().is_some_and(|image| image.trim().is_empty()) {
                 return invalid(&format!("pools.{name}.image"), "must name an image, or be left out");
+            }
+        }
+        for (index, channel) in self.notifications.iter().enumerate() {
+            let field = |part: &str| format!("notifications[{index}].{part}");
+            // The Secret's other key is `ca.crt`, which is no label.
+            if !is_dns_label(&channel.name) {
+                return invalid(&field("name"), "a channel's name is a DNS label of at most 63 characters");
+            }
+            if self.notifications[..index].iter().any(|other| other.name == channel.name) {
+                return invalid(&field("name"), "another channel has this name: give each its own");
+            }
+            if channel.namespaces.iter().any(|name| !is_dns_label(name)) {
+                return invalid(&field("namespaces"), "a namespace's name is a DNS label");
+            }
+            if let Err(source) = Template::new(channel.format, channel.template.as_deref()) {
+                return Err(Error::Template { field: field("template"), source });
             }
         }
         if let Some(bad) = self.watch_namespaces.iter().find(|name| !is_dns_label(name)) {
@@ -179,6 +250,19 @@ mod tests {
             ("workerImage: x\npools: {cpu: {}, UPPER: {}}", "pools.UPPER"),
             ("workerImage: x\npools: {cpu: {}}\nwatchNamespaces: ['a b']", "watchNamespaces"),
             ("workerImage: x\npools: {cpu: {image: ' '}}", "pools.cpu.image"),
+            ("workerImage: x\npools: {cpu: {}}\nnotifications: [{name: A, format: Json}]", "notifications[0].name"),
+            (
+                "workerImage: x\npools: {cpu: {}}\nnotifications: [{name: a, format: Json}, {name: a, format: Slack}]",
+                "notifications[1].name",
+            ),
+            (
+                "workerImage: x\npools: {cpu: {}}\nnotifications: [{name: a, format: Json, namespaces: ['']}]",
+                "notifications[0].namespaces",
+            ),
+            (
+                "workerImage: x\npools: {cpu: {}}\nnotifications: [{name: a, format: Json, template: '{{ typo }}'}]",
+                "notifications[0].template",
+            ),
         ];
         for (text, field) in cases {
             let error = load(text).unwrap_err().to_string();

@@ -21,6 +21,7 @@ mod fake;
 pub mod guards;
 pub mod lease;
 pub mod metrics;
+pub mod notifications;
 pub mod observe;
 pub mod preflight;
 pub mod reconcile;

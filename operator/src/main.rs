@@ -15,6 +15,7 @@ use bitnet_operator::{
     guards::Guards,
     lease::{self, Claim, Fence},
     metrics::Metrics,
+    notifications::Notifier,
     preflight,
     reconcile::Context,
     worker::Workers,
@@ -81,6 +82,9 @@ struct Run {
     /// Port of the dashboard on all addresses: nothing is shown without a bearer token of the cluster. 0: none.
     #[arg(long, default_value_t = 0)]
     dashboard_login_port: u16,
+    /// Folder of the receivers' addresses: one file per channel of the settings.
+    #[arg(long, default_value = "/etc/bitnet-notifications")]
+    notifications: PathBuf,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -191,7 +195,10 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
         () = leading => {}
         () = stop.clone() => return Ok(()),
     }
+    let notifier = Notifier::start(&config.notifications, &run.notifications, metrics.clone());
+    let notifier = Arc::new(notifier.context("cannot set the notifications up")?);
     let context = Context {
+        notifier: Arc::clone(&notifier),
         client: client.clone(),
         pools: Pools { names: config.pools.keys().cloned().collect(), default: config.default_pool.clone() },
         config,
@@ -210,6 +217,7 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
         tokio::time::sleep(controller::DRAIN).await;
     };
     tokio::select! { () = running => {}, () = drained => {} }
+    notifier.flush().await;
     lease::release(unfenced, &claim, &fence).await;
     tracing::info!("stopped");
     // Returning would wait for tasks that have nothing left to do.

@@ -34,6 +34,12 @@ struct Call {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Told {
+    channel: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Verdict {
     verdict: &'static str,
 }
@@ -71,6 +77,7 @@ pub struct Metrics {
     reconciles: Family<Outcome, Counter>,
     calls: Family<Call, Counter>,
     verdicts: Family<Verdict, Counter>,
+    notifications: Family<Told, Counter>,
     violations: Counter,
     route_writes: Counter,
     status_writes: Counter,
@@ -113,6 +120,7 @@ impl Default for Metrics {
             reconciles: Family::default(),
             calls: Family::default(),
             verdicts: Family::default(),
+            notifications: Family::default(),
             violations: Counter::default(),
             route_writes: Counter::default(),
             status_writes: Counter::default(),
@@ -129,6 +137,7 @@ impl Default for Metrics {
         registry.register("reconciles", "Reconciles by outcome", metrics.reconciles.clone());
         registry.register("worker_calls", "Calls of workers by outcome", metrics.calls.clone());
         registry.register("verdicts", "Verdicts written to a route", metrics.verdicts.clone());
+        registry.register("notifications", "Notifications by receiver and outcome", metrics.notifications.clone());
         registry.register("plan_violations", "Plans that the lint refused (a bug)", metrics.violations.clone());
         registry.register("route_writes", "Writes of routes that took effect", metrics.route_writes.clone());
         registry.register("status_writes", "Writes of status that took effect", metrics.status_writes.clone());
@@ -174,6 +183,11 @@ impl Metrics {
     /// Counts a verdict that was written.
     pub fn verdict(&self, verdict: &'static str) {
         self.verdicts.get_or_create(&Verdict { verdict }).inc();
+    }
+
+    /// Counts a notification; `channel` is one of the settings', `outcome` is `sent`, `failed` or `dropped`.
+    pub fn notified(&self, channel: &str, outcome: &'static str) {
+        self.notifications.get_or_create(&Told { channel: channel.to_owned(), outcome }).inc();
     }
 
     /// Counts violations of the lint.
@@ -298,6 +312,7 @@ mod tests {
         metrics.reconciled("ok");
         metrics.called("compare", "ok");
         metrics.verdict("Promoted");
+        metrics.notified("ops", "sent");
         let facts = Facts {
             phase: "Progressing",
             weight: 5,

@@ -44,6 +44,7 @@ pub mod verbs;
 mod workloads;
 
 pub use route::{Rival, RouteView};
+pub use sample::Compared;
 pub use shadow::Shadowed;
 
 /// What a reconcile knows: core's view, and the objects that `render` needs beside it.
@@ -67,6 +68,8 @@ pub struct World {
     pub pods: BTreeMap<String, IpAddr>,
     /// Live prompts compared for display, where a tick asked about them.
     pub shadow: Option<Shadowed>,
+    /// Prompts that were compared in this look, one by one: for people, never for decisions.
+    pub compared: Vec<Compared>,
     /// Counter references that replace the old ones once the status was written.
     pub pending: Option<Pending>,
 }
@@ -159,20 +162,22 @@ pub async fn observe(
         preview: preview.map(|found| found.metadata).filter(owned),
         pods: pods.iter().filter_map(|pod| Some((pod.name_any(), workloads::address(pod)?))).collect(),
         shadow: None,
+        compared: Vec::new(),
         pending: None,
     };
     if tick_due(rollout, state, now)
         && let Some(attempt) = &state.attempt
     {
-        let ((sample, pending), shadow) = futures::join!(
+        let ((sample, compared, pending), shadow) = futures::join!(
             sample::take(from, rollout, attempt, &world, now),
             shadow::take(from, rollout, attempt, &world)
         );
-        world.observation.sample = Some(sample);
+        (world.observation.sample, world.compared) = (Some(sample), compared);
         (world.pending, world.shadow) = (Some(pending), shadow);
     } else if guard_due(rollout, state, now) {
         let job = state.guard.as_ref().and_then(|watch| watch.job.as_ref());
-        world.observation.sample = Some(sample::of_guard(from, rollout, &world, job, now).await);
+        let (sample, compared) = sample::of_guard(from, rollout, &world, job, now).await;
+        (world.observation.sample, world.compared) = (Some(sample), compared);
     }
     Ok(world)
 }

@@ -9,12 +9,14 @@ use crate::{
     events::Events,
     guards::Guards,
     metrics::{Facts, Metrics, Object},
+    notifications::{Notification, Notifier},
     observe::{self, Rival, Sources, World},
     render::{self, status as words},
     status,
     worker::{Posted, Workers},
 };
 use bitnet_api::{
+    reasons,
     v1alpha1::{ModelRollout, ModelRolloutStatus, QualityGate},
     validate::{Pools, Refusal, RefusalReason, validate},
     worker::CompareRequest,
@@ -62,6 +64,8 @@ pub struct Context {
     pub guards: Guards,
     /// Metrics.
     pub metrics: Metrics,
+    /// Receivers of verdicts and of phases that need somebody.
+    pub notifier: Arc<Notifier>,
     /// Ticks of running attempts, for the dashboard.
     pub ticks: Ticks,
     /// Events.
@@ -222,15 +226,18 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         failures: &outcome.failures,
         now,
     };
-    let meta = store(context, meta, object.status.as_ref(), &words::render(&facts)).await?;
+    let status = words::render(&facts);
+    let meta = store(context, meta, object.status.as_ref(), &status).await?;
 
     // Only what was stored has happened: counters advance, events, jobs and answers follow.
     if let Some(verdict) = outcome.objects.verdict {
         context.metrics.verdict(verdict.name());
     }
+    let told = Notification::between(&rollout.namespace, &rollout.name, &old, &status, &render::rfc3339(now));
+    context.notifier.tell(&told);
     observe_metrics(context, &rollout, &world, &plan, &route_state);
     context.guards.set(&rollout.uid, plan.state.guard.clone());
-    context.ticks.record(&rollout, &state, &world.observation, &plan, now);
+    context.ticks.record(&rollout, &state, &world, &plan, now);
     if let Some(pending) = world.pending.clone() {
         context.references.commit(pending);
     }
@@ -333,7 +340,7 @@ async fn stored_state(context: &Context, object: &ModelRollout, old: &ModelRollo
         Ok(state) => state,
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "the stored evidence is not taken");
-            context.events.warn(&object.object_ref(&()), "EvidenceRestarted", &error.to_string()).await;
+            context.events.warn(&object.object_ref(&()), reasons::EVIDENCE_RESTARTED, &error.to_string()).await;
             State::default()
         }
     }
@@ -383,7 +390,7 @@ async fn not_applied(
         let new = words::denied(old, object.metadata.generation.unwrap_or(0), &text, now);
         let told = object.status.as_ref() == Some(&new);
         if !told && store(context, &object.metadata, object.status.as_ref(), &new).await.is_ok() {
-            context.events.warn(&object.object_ref(&()), "WriteDenied", &text).await;
+            context.events.warn(&object.object_ref(&()), reasons::WRITE_DENIED, &text).await;
         }
     }
     Error::Apply(error)

@@ -105,6 +105,7 @@ pub(crate) fn of_rows(rows: &[RowSimilarity]) -> PromptComparison {
     // One broken row says that the answer cannot be trusted: the whole prompt counts as unlike.
     let whole = if non_finite == 0 { 1.0 } else { 0.0 };
     PromptComparison {
+        probe: None,
         cosine: whole * mean(|row| row.cosine),
         cosine_at: whole * rows.first().map_or(0.0, |row| row.cosine),
         mse: mean(|row| row.mse),

@@ -96,7 +96,7 @@ impl Bench<'_> {
         if baseline == stable {
             found.heard(&continuation);
         }
-        Ok(comparison)
+        Ok(PromptComparison { probe: u32::try_from(probe.prompt).ok(), ..comparison })
     }
 
     /// One latency pair; after a peer's error that is not an answer, once more on a fresh connection.

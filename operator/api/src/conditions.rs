@@ -32,3 +32,19 @@ pub const ALL: [&str; 9] = [
     RECONCILING,
     STALLED,
 ];
+
+/// What each one says where it is true, for the reference of reasons.
+pub const MEANINGS: [(&str, &str); 9] = [
+    (ACCEPTED, "The spec and everything it names were understood. False: nothing moves until the object is corrected."),
+    (READY, "Some revision serves all of the traffic and nothing needs a person."),
+    (PROGRESSING, "A candidate is on its way; the reason says what it waits for."),
+    (BASELINE_SERVING, "The fp16 baseline has ready pods: the last resort is there."),
+    (TRAFFIC_MANAGED, "The route carries the operator's weights and the gateway accepted them."),
+    (
+        QUALITY_HEALTHY,
+        "The evidence of the running attempt does not speak against the candidate. Unknown without evidence.",
+    ),
+    (ROLLED_BACK, "The spec's model was rolled back; only another model or the verb `retry` tries again."),
+    (RECONCILING, "What the spec asks for does not serve yet, and it goes on by itself (kstatus)."),
+    (STALLED, "What the spec asks for does not serve, and only an edit or a verb of a person helps (kstatus)."),
+];

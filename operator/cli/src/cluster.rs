@@ -29,6 +29,23 @@ pub(crate) struct Connection {
 }
 
 impl Place {
+    /// The same, with what the words of a command line say (for completion, where they are no arguments of ours).
+    pub(crate) fn or_from(&self, words: &[String]) -> Self {
+        let value = |long: &str, short: Option<&str>| {
+            let flag = format!("--{long}");
+            words.iter().enumerate().find_map(|(i, word)| {
+                let alone = *word == flag || short == Some(word.as_str());
+                let joined = || word.strip_prefix(&flag)?.strip_prefix('=').map(str::to_owned);
+                if alone { words.get(i + 1).cloned() } else { joined() }
+            })
+        };
+        Self {
+            namespace: self.namespace.clone().or_else(|| value("namespace", Some("-n"))),
+            context: self.context.clone().or_else(|| value("context", None)),
+            kubeconfig: self.kubeconfig.clone().or_else(|| value("kubeconfig", None).map(PathBuf::from)),
+        }
+    }
+
     /// Connects. Nothing is sent yet.
     pub(crate) async fn connect(&self) -> Result<Connection> {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };

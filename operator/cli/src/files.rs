@@ -57,24 +57,11 @@ impl Subject {
 impl Files {
     /// All that the files hold, in their order.
     pub(crate) fn subjects(&self) -> Result<Vec<Subject>> {
-        let mut documents = Vec::new();
+        let mut all = Vec::new();
         for path in &self.filename {
-            let shown = path.display();
-            let text = if path.as_os_str() == "-" {
-                let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text).context("reading standard input")?;
-                text
-            } else {
-                std::fs::read_to_string(path).with_context(|| format!("reading {shown}"))?
-            };
-            for document in serde_yaml::Deserializer::from_str(&text) {
-                let value = Value::deserialize(document).with_context(|| format!("{shown} is no YAML"))?;
-                if !value.is_null() {
-                    documents.push((shown.to_string(), value));
-                }
-            }
+            all.extend(documents(path)?.into_iter().map(|document| (path.display().to_string(), document)));
         }
-        let all = subjects(documents)?;
+        let all = subjects(all)?;
         let total = all.len();
         let wanted = |s: &Subject| self.name.as_ref().is_none_or(|n| s.name.split(' ').nth(1) == Some(n));
         let chosen: Vec<Subject> = all.into_iter().filter(wanted).collect();
@@ -84,6 +71,41 @@ impl Files {
             _ => Ok(chosen),
         }
     }
+}
+
+/// The one ModelRollout of a file, with every field known; `-` is standard input.
+pub(crate) fn rollout(path: &std::path::Path, name: Option<&str>) -> Result<ModelRollout> {
+    let shown = path.display().to_string();
+    let mut found = Vec::new();
+    for document in documents(path)? {
+        let is = |key: &str, value: &str| document.get(key).and_then(Value::as_str) == Some(value);
+        if is("apiVersion", "rollouts.bitnet.dev/v1alpha1") && is("kind", "ModelRollout") {
+            let rollout: ModelRollout = read(&shown, &document)?;
+            if name.is_none_or(|name| rollout.metadata.name.as_deref() == Some(name)) {
+                found.push(rollout);
+            }
+        }
+    }
+    match (found.pop(), found.is_empty()) {
+        (Some(rollout), true) => Ok(rollout),
+        (Some(_), false) => bail!("{shown} holds several ModelRollouts: name one"),
+        (None, _) => bail!("{shown} holds no ModelRollout{}", name.map(|n| format!(" named {n}")).unwrap_or_default()),
+    }
+}
+
+/// The documents of a file.
+fn documents(path: &std::path::Path) -> Result<Vec<Value>> {
+    let shown = path.display();
+    let text = if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("reading standard input")?;
+        text
+    } else {
+        std::fs::read_to_string(path).with_context(|| format!("reading {shown}"))?
+    };
+    let all = serde_yaml::Deserializer::from_str(&text).map(Value::deserialize).collect::<Result<Vec<_>, _>>();
+    let all = all.with_context(|| format!("{shown} is no YAML"))?;
+    Ok(all.into_iter().filter(|value| !value.is_null()).collect())
 }
 
 fn subjects(documents: Vec<(String, Value)>) -> Result<Vec<Subject>> {

@@ -16,6 +16,26 @@ pub(crate) enum Format {
     Wide,
 }
 
+/// `-o` of what has no table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Machine {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// Prints an object as JSON or YAML.
+pub(crate) fn print_machine(format: Machine, object: &impl Serialize) -> Result<()> {
+    print_object(
+        match format {
+            Machine::Json => Format::Json,
+            Machine::Yaml => Format::Yaml,
+        },
+        object,
+    )
+}
+
 /// Prints objects as JSON or YAML.
 pub(crate) fn print_object(format: Format, object: &impl Serialize) -> Result<()> {
     let text = match format {

@@ -43,9 +43,35 @@ impl Phase {
     }
 }
 
-/// Machine-readable reasons: a closed set, used as condition reasons, event reasons and metric labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
+/// Makes the set of reasons, the list of all of them, and their meanings for people out of one text.
+macro_rules! reasons {
+    ($($(#[doc = $meaning:literal])+ $name:ident,)+) => {
+        /// Machine-readable reasons: a closed set, used as condition reasons, event reasons and metric labels.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Reason {
+            $($(#[doc = $meaning])+ $name,)+
+        }
+
+        impl Reason {
+            /// All of them, in the order of this file.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The reason as in conditions and events: UpperCamelCase.
+            pub fn name(self) -> String {
+                format!("{self:?}")
+            }
+
+            /// What it says, in words.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($meaning),+).trim_ascii_start(),)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
     /// All is as the spec asks.
     Serving,
     /// Waiting for the baseline's pods.
@@ -140,13 +166,6 @@ pub enum Reason {
     FewPods,
     /// The namespace is being deleted.
     NamespaceTerminating,
-}
-
-impl Reason {
-    /// The reason as in conditions and events: UpperCamelCase.
-    pub fn name(self) -> String {
-        format!("{self:?}")
-    }
 }
 
 /// What the plan waits for, or has just done.

@@ -10,6 +10,8 @@
 
 mod access;
 mod action;
+mod comparisons;
+mod forecast;
 mod pages;
 mod stream;
 mod ticks;

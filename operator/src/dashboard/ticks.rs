@@ -1,11 +1,16 @@
 //! Ticks of running attempts as this process saw them: points of charts, and latencies and errors of both arms.
 
-use super::Change;
+use super::{
+    Change,
+    comparisons::{Floors, Margins, Ring, Summary},
+    forecast::{Forecast, forecast},
+};
+use crate::observe::{Compared, World};
 use bitnet_core::{
     Time,
     evidence::{Assessment, LiveArm},
     model::Rollout,
-    observation::{Live, Observation, RouteState},
+    observation::{Live, RouteState},
     plan::{Plan, State},
 };
 use k8s_openapi::jiff::Timestamp;
@@ -59,6 +64,8 @@ pub(super) struct SignalPoint {
     pub against: f64,
     /// ln of the e-value for it.
     pub support: f64,
+    /// Samples that a decision is expected to need in all, where that can be said.
+    pub required: Option<u64>,
 }
 
 /// Requests of both arms in one tick.
@@ -85,10 +92,22 @@ pub(super) struct ArmTotal {
     pub requests: u64,
     /// Errors among them.
     pub errors: u64,
-    /// Time to first token: upper edges of the buckets that hold p50 and p95, in seconds; `null` above the last edge.
-    pub ttft: Option<[f64; 2]>,
-    /// The same of the time per output token.
-    pub tpot: Option<[f64; 2]>,
+    /// Time to first token, p50 and p95.
+    pub ttft: Option<[Quantile; 2]>,
+    /// Time per output token, p50 and p95.
+    pub tpot: Option<[Quantile; 2]>,
+}
+
+/// A quantile in seconds: the upper edge of its bucket, and an interval of 95 % (distribution-free, for one look).
+/// Above the last edge it is infinite, in JSON `null`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Quantile {
+    /// Estimate.
+    pub at: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
 }
 
 /// Points and totals of a rollout's attempt.
@@ -101,6 +120,10 @@ pub(super) struct Watched {
     pub candidate: ArmTotal,
     /// Stable's requests in the same ticks.
     pub stable: ArmTotal,
+    /// The last comparisons one by one.
+    pub comparisons: Option<Summary>,
+    /// When the evidence is expected to be complete.
+    pub forecast: Option<Forecast>,
     /// When the first of these ticks was taken, in milliseconds since the epoch.
     pub since: i64,
 }
@@ -110,9 +133,13 @@ struct Series {
     attempt: u32,
     candidate_revision: String,
     since: i64,
+    last: i64,
     points: Vec<Point>,
     candidate: LiveArm,
     stable: LiveArm,
+    comparisons: Ring,
+    margins: Option<Margins>,
+    baseline: String,
 }
 
 type Key = (String, String);
@@ -121,6 +148,7 @@ type Key = (String, String);
 #[derive(Clone)]
 pub struct Ticks {
     series: Arc<Mutex<BTreeMap<Key, Series>>>,
+    floors: Arc<Mutex<Floors>>,
     told: Arc<OnceLock<broadcast::Sender<Change>>>,
     since: i64,
 }
@@ -128,7 +156,7 @@ pub struct Ticks {
 impl Default for Ticks {
     fn default() -> Self {
         let since = Timestamp::now().as_millisecond();
-        Self { series: Arc::default(), told: Arc::default(), since }
+        Self { series: Arc::default(), floors: Arc::default(), told: Arc::default(), since }
     }
 }
 
@@ -148,7 +176,55 @@ impl Ticks {
     }
 
     /// Keeps the tick that `plan` took, if it took one; `before` is the state that it was planned from.
-    pub fn record(&self, rollout: &Rollout, before: &State, seen: &Observation, plan: &Plan, now: Time) {
+    pub fn record(&self, rollout: &Rollout, before: &State, world: &World, plan: &Plan, now: Time) {
+        self.take(rollout, before, world, plan, now);
+        self.compare(rollout, before, world, now);
+    }
+
+    /// Keeps comparisons, those of the guard after a promotion included.
+    fn compare(&self, rollout: &Rollout, before: &State, world: &World, now: Time) {
+        if world.compared.is_empty() {
+            return;
+        }
+        let promoted = match &world.observation.route {
+            RouteState::Found(route) => route.ledger.as_ref().and_then(|l| Some((l.attempt, l.candidate.as_ref()?))),
+            _ => None,
+        };
+        let running = before.attempt.as_ref().map(|attempt| (attempt.number, &attempt.candidate));
+        let Some((attempt, candidate)) = running.or(promoted) else { return };
+        let gate = &rollout.gate;
+        let margins = Margins { mean: gate.min_mean, tail: gate.tail_min, tail_share: gate.tail_share };
+        let key = (rollout.namespace.clone(), rollout.name.clone());
+        let of = (attempt, candidate.0.as_str(), rollout.baseline.revision.0.as_str());
+        if rollout.model.source == rollout.baseline.source && *candidate == rollout.model.revision {
+            let mut floors = self.floors.lock().unwrap_or_else(PoisonError::into_inner);
+            floors.add(&rollout.namespace, of.2, now.0, &world.compared);
+        }
+        self.keep_comparisons(key, of, margins, now.0, &world.compared);
+    }
+
+    /// `of`: attempt, revisions of the candidate and of the baseline.
+    pub(super) fn keep_comparisons(
+        &self,
+        key: Key,
+        of: (u32, &str, &str),
+        margins: Margins,
+        at: i64,
+        compared: &[Compared],
+    ) {
+        {
+            let mut all = self.lock();
+            let series = all.entry(key.clone()).or_default();
+            series.begin(of.0, of.1, at);
+            series.comparisons.add(at, compared);
+            (series.margins, series.baseline) = (Some(margins), of.2.to_owned());
+            bound(&mut all);
+        }
+        self.tell_browsers(key);
+    }
+
+    fn take(&self, rollout: &Rollout, before: &State, world: &World, plan: &Plan, now: Time) {
+        let seen = &world.observation;
         let (Some(sample), Some(assessment)) = (&seen.sample, &plan.assessment) else { return };
         // The tick that decides ends the attempt in the very plan that it is taken in.
         let (attempt, tick) = match (&plan.state.attempt, &before.attempt) {
@@ -176,14 +252,11 @@ impl Ticks {
         self.keep(key, &attempt.candidate.0, point, sample.live.as_ref());
     }
 
-    fn keep(&self, key: Key, revision: &str, point: Point, live: Option<&Live>) {
+    pub(super) fn keep(&self, key: Key, revision: &str, point: Point, live: Option<&Live>) {
         {
             let mut all = self.lock();
             let series = all.entry(key.clone()).or_default();
-            if series.attempt != point.attempt || series.candidate_revision != revision {
-                let candidate_revision = revision.to_owned();
-                *series = Series { attempt: point.attempt, candidate_revision, since: point.at, ..Series::default() };
-            }
+            series.begin(point.attempt, revision, point.at);
             if series.points.last().is_some_and(|last| last.tick >= point.tick) {
                 return;
             }
@@ -193,13 +266,12 @@ impl Ticks {
             }
             series.points.push(point);
             thin(&mut series.points);
-            if all.len() > ROLLOUTS {
-                let oldest = all.iter().min_by_key(|(_, series)| series.points.last().map(|point| point.at));
-                if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
-                    all.remove(&oldest);
-                }
-            }
+            bound(&mut all);
         }
+        self.tell_browsers(key);
+    }
+
+    fn tell_browsers(&self, key: Key) {
         if let Some(told) = self.told.get() {
             // Without a browser nobody listens, which is no error.
             let _ = told.send(Change::Tick(key.0, key.1));
@@ -215,12 +287,34 @@ impl Ticks {
     pub(super) fn of(&self, namespace: &str, name: &str, attempt: u32) -> Option<Watched> {
         let all = self.lock();
         let series = all.get(&(namespace.to_owned(), name.to_owned())).filter(|series| series.attempt == attempt)?;
+        let floor = self.floors.lock().unwrap_or_else(PoisonError::into_inner).of(namespace, &series.baseline);
         Some(Watched {
+            comparisons: series.margins.and_then(|margins| series.comparisons.summary(margins, floor)),
+            forecast: forecast(&series.points),
             points: series.points.clone(),
             candidate: total(&series.candidate),
             stable: total(&series.stable),
             since: series.since,
         })
+    }
+}
+
+impl Series {
+    /// Another attempt, or another candidate, begins empty.
+    fn begin(&mut self, attempt: u32, candidate: &str, at: i64) {
+        if self.attempt != attempt || self.candidate_revision != candidate {
+            *self = Self { attempt, candidate_revision: candidate.to_owned(), since: at, ..Self::default() };
+        }
+        self.last = at;
+    }
+}
+
+/// Lets the rollout go that was heard of longest ago, where there are too many.
+fn bound(all: &mut BTreeMap<Key, Series>) {
+    if all.len() > ROLLOUTS
+        && let Some(oldest) = all.iter().min_by_key(|(_, series)| series.last).map(|(key, _)| key.clone())
+    {
+        all.remove(&oldest);
     }
 }
 
@@ -243,6 +337,7 @@ fn signals(assessment: &Assessment) -> Vec<SignalPoint> {
         estimate: signal.estimate,
         against: signal.ln_rollback,
         support: signal.ln_promote,
+        required: signal.required,
     });
     signals.collect()
 }
@@ -265,9 +360,13 @@ fn add(sum: &mut LiveArm, part: &LiveArm) {
 }
 
 fn total(arm: &LiveArm) -> ArmTotal {
+    let quantile = |histogram: &bitnet_core::evidence::Histogram, p| {
+        let (low, high) = histogram.quantile_interval(p, 0.05)?;
+        Some(Quantile { at: histogram.quantile(p)?, low, high })
+    };
     let quantiles = |histogram: &bitnet_core::evidence::Histogram| {
         // Without an observation there is no quantile, and zero would be a lie.
-        if histogram.total() == 0 { None } else { Some([histogram.quantile(0.5)?, histogram.quantile(0.95)?]) }
+        Some([quantile(histogram, 0.5)?, quantile(histogram, 0.95)?])
     };
     ArmTotal { requests: arm.requests, errors: arm.errors, ttft: quantiles(&arm.ttft), tpot: quantiles(&arm.tpot) }
 }
@@ -328,7 +427,9 @@ mod tests {
         }
         let watched = ticks.of("ns", "chat", 1).unwrap();
         assert_eq!((watched.candidate.requests, watched.stable.requests), (10, 90));
-        assert_eq!(watched.candidate.ttft, Some([1.0, 1.0]), "the upper edge of bucket 0 is one second");
+        let [p50, p95] = watched.candidate.ttft.unwrap();
+        assert_eq!((p50.at, p95.at), (1.0, 1.0), "the upper edge of bucket 0 is one second");
+        assert!(p50.low < 1.0 && p50.high == 1.0 && p95.high == f64::INFINITY, "ten requests bound no 95th percentile");
         assert_eq!(watched.candidate.tpot, None, "nothing was measured: no number");
         ticks.keep(key("chat"), "chat-b", point(2, 1), None);
         assert_eq!(ticks.of("ns", "chat", 1), None, "another attempt's points are not this one's");

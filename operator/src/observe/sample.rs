@@ -7,7 +7,7 @@ use crate::{
     metrics::Metrics,
     worker::{Asked, Error, Poll},
 };
-use bitnet_api::worker::{CompareResult, Counters, Generation, Identity};
+use bitnet_api::worker::{CompareResult, Counters, Generation, Identity, PromptComparison};
 use bitnet_core::{
     Time,
     evidence::{GenerationSample, Probes, PromptSample},
@@ -21,6 +21,15 @@ use std::net::IpAddr;
 /// Pods of one arm that are scraped at the same time.
 pub(super) const CONCURRENCY: usize = 16;
 
+/// One prompt as it was compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Compared {
+    /// Place of the prompt in the probe set, from 0; `None`: an older worker does not say.
+    pub probe: Option<u32>,
+    /// Cosine averaged over the drawn positions, 0 for logits that are no numbers.
+    pub cosine: f64,
+}
+
 /// Takes the sample of a tick.
 pub(super) async fn take(
     from: Sources<'_>,
@@ -28,13 +37,13 @@ pub(super) async fn take(
     attempt: &Attempt,
     world: &World,
     now: Time,
-) -> (Sample, Pending) {
+) -> (Sample, Vec<Compared>, Pending) {
     let stable = match &world.observation.route {
         RouteState::Found(route) => route.ledger.as_ref().map(|ledger| &ledger.stable),
         _ => None,
     };
     let stable = stable.unwrap_or(&rollout.baseline.revision);
-    let (candidate, stable, probes, comparable) = future::join4(
+    let (candidate, stable, (probes, compared), comparable) = future::join4(
         scrape(from, world, &attempt.candidate),
         scrape(from, world, stable),
         comparison(from, rollout, world, attempt.job.as_ref()),
@@ -44,7 +53,7 @@ pub(super) async fn take(
     let scrape = Scrape { candidate, stable, interval: rollout.gate.interval, attempt: attempt.number };
     let stable_total = scrape.stable.total();
     let (live, pending) = from.references.difference(&rollout.uid, &scrape);
-    (Sample { at: now, live, stable_total, probes, comparable }, pending)
+    (Sample { at: now, live, stable_total, probes, comparable }, compared, pending)
 }
 
 /// What became of the guard's comparison: nothing else is asked for it.
@@ -54,8 +63,9 @@ pub(super) async fn of_guard(
     world: &World,
     job: Option<&ProbeJob>,
     now: Time,
-) -> Sample {
-    Sample { at: now, probes: comparison(from, rollout, world, job).await, ..Sample::default() }
+) -> (Sample, Vec<Compared>) {
+    let (probes, compared) = comparison(from, rollout, world, job).await;
+    (Sample { at: now, probes, ..Sample::default() }, compared)
 }
 
 /// Ready pods of a revision with their IPs, by name.
@@ -97,19 +107,25 @@ pub(super) fn counted<T>(metrics: &Metrics, call: &'static str, outcome: Result<
     }
 }
 
-async fn comparison(from: Sources<'_>, rollout: &Rollout, world: &World, job: Option<&ProbeJob>) -> ProbeOutcome {
-    let Some(job) = job else { return ProbeOutcome::None };
+async fn comparison(
+    from: Sources<'_>,
+    rollout: &Rollout,
+    world: &World,
+    job: Option<&ProbeJob>,
+) -> (ProbeOutcome, Vec<Compared>) {
+    let nothing = |outcome| (outcome, Vec::new());
+    let Some(job) = job else { return nothing(ProbeOutcome::None) };
     let Some((_, ip)) = ready_pods(world, &job.candidate).into_iter().find(|(name, _)| *name == job.pod) else {
-        return ProbeOutcome::Lost(format!("pod {} is gone or not ready", job.pod));
+        return nothing(ProbeOutcome::Lost(format!("pod {} is gone or not ready", job.pod)));
     };
     let settings = &rollout.gate.probes;
     let asked = Asked { key: &job.key, tick: job.tick, probes: settings.per_tick, pairs: settings.pairs };
     match from.workers.poll(ip, &asked).await {
-        Ok(Poll::Unknown) => ProbeOutcome::Lost(format!("pod {} does not know the job", job.pod)),
-        Ok(Poll::Running) => ProbeOutcome::Running,
+        Ok(Poll::Unknown) => nothing(ProbeOutcome::Lost(format!("pod {} does not know the job", job.pod))),
+        Ok(Poll::Running) => nothing(ProbeOutcome::Running),
         Ok(Poll::Done(result)) => {
             from.metrics.called("compare", "ok");
-            ProbeOutcome::Done(probes(&result))
+            (ProbeOutcome::Done(probes(&result)), compared(&result))
         }
         Err(error) => {
             from.metrics.called("compare", error.class());
@@ -117,11 +133,17 @@ async fn comparison(from: Sources<'_>, rollout: &Rollout, world: &World, job: Op
             if error.is_bad_answer() {
                 // The answer is final and nothing can be concluded from it: every prompt of it is void.
                 let peer_errors = vec![(format!("unusable answer ({})", error.class()), settings.per_tick)];
-                return ProbeOutcome::Done(Probes { drawn: settings.per_tick, peer_errors, ..Probes::default() });
+                let void = Probes { drawn: settings.per_tick, peer_errors, ..Probes::default() };
+                return nothing(ProbeOutcome::Done(void));
             }
-            ProbeOutcome::Running
+            nothing(ProbeOutcome::Running)
         }
     }
+}
+
+fn compared(result: &CompareResult) -> Vec<Compared> {
+    let sound = |prompt: &PromptComparison| if prompt.non_finite == 0 { prompt.cosine } else { 0.0 };
+    result.prompts.iter().map(|prompt| Compared { probe: prompt.probe, cosine: sound(prompt) }).collect()
 }
 
 fn probes(result: &CompareResult) -> Probes {
@@ -159,7 +181,7 @@ async fn identities(from: Sources<'_>, world: &World, attempt: &Attempt) -> Comp
     // The baseline of the attempt, also while an edit of it waits.
     let baseline = identity(from, world, &attempt.against);
     match future::join(baseline, identity(from, world, &attempt.candidate)).await {
-        (Some(baseline), Some(candidate)) => compared(&baseline, &candidate),
+        (Some(baseline), Some(candidate)) => comparable(&baseline, &candidate),
         _ => Comparable::Unknown,
     }
 }
@@ -171,7 +193,7 @@ async fn identity(from: Sources<'_>, world: &World, revision: &Revision) -> Opti
         .filter(|identity| identity.revision == revision.as_str())
 }
 
-fn compared(baseline: &Identity, candidate: &Identity) -> Comparable {
+fn comparable(baseline: &Identity, candidate: &Identity) -> Comparable {
     let list = |tokens: &[u32]| format!("{tokens:?}");
     let fields = [
         ("tokenizer", baseline.tokenizer.clone(), candidate.tokenizer.clone()),
@@ -216,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_makes_logits_incomparable_is_compared() {
+    fn only_what_makes_logits_incomparable_is_comparable() {
         let other = Identity {
             precision: "ternary".into(),
             kernel: "scalar".into(),
@@ -225,14 +247,14 @@ mod tests {
             context: 128,
             ..identity()
         };
-        assert_eq!(compared(&identity(), &other), Comparable::Yes);
+        assert_eq!(comparable(&identity(), &other), Comparable::Yes);
         let shorter = Identity { context: 32, ..identity() };
-        let field = |comparable| match comparable {
+        let field = |found| match found {
             Comparable::No { field, .. } => field,
             other => panic!("{other:?}"),
         };
-        assert_eq!(field(compared(&identity(), &shorter)), "context");
-        assert_eq!(field(compared(&identity(), &Identity { eos: vec![1, 2], ..identity() })), "eos");
-        assert_eq!(field(compared(&identity(), &Identity { tokenizer: "u".into(), ..identity() })), "tokenizer");
+        assert_eq!(field(comparable(&identity(), &shorter)), "context");
+        assert_eq!(field(comparable(&identity(), &Identity { eos: vec![1, 2], ..identity() })), "eos");
+        assert_eq!(field(comparable(&identity(), &Identity { tokenizer: "u".into(), ..identity() })), "tokenizer");
     }
 }

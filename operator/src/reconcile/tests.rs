@@ -71,6 +71,7 @@ fn context(client: &Client) -> Arc<Context> {
         references: References::default(),
         guards: Guards::default(),
         metrics: Metrics::default(),
+        notifier: Arc::new(Notifier::start(&[], std::path::Path::new("/nowhere"), Metrics::default()).unwrap()),
         ticks: Ticks::default(),
         events: Events::new(client.clone(), "test"),
         backoff: backoff::Backoff::default(),

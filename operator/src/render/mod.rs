@@ -14,6 +14,7 @@ mod service;
 pub mod status;
 
 pub use decision::Compact;
+pub(crate) use decision::rfc3339;
 pub(crate) use http_route::detach_patch;
 
 use crate::{config::Config, observe::World};

@@ -132,7 +132,7 @@ pub fn denied(old: &ModelRolloutStatus, generation: i64, failure: &str, now: Tim
     status.observed_generation = Some(generation);
     status.message = shortened(failure);
     let mut set = ConditionSet { old: &old.conditions, generation, now, new: Vec::new() };
-    set.put(kind::TRAFFIC_MANAGED, "False", "WriteDenied", failure);
+    set.put(kind::TRAFFIC_MANAGED, "False", reasons::WRITE_DENIED, failure);
     set.keep_others();
     status.conditions = set.new;
     status
@@ -351,7 +351,9 @@ fn problems(pods: Option<&[Pod]>) -> String {
 fn traffic(set: &mut ConditionSet<'_>, facts: &Facts<'_>, ledger: Option<&Ledger>) {
     let name = facts.rollout.route.route_name(&facts.rollout.name);
     match facts.state {
-        RouteState::Unknown => set.put(kind::TRAFFIC_MANAGED, "Unknown", "RouteUnknown", "the route could not be read"),
+        RouteState::Unknown => {
+            set.put(kind::TRAFFIC_MANAGED, "Unknown", reasons::ROUTE_UNKNOWN, "the route could not be read");
+        }
         RouteState::Missing => {
             let text = format!("HTTPRoute {name} does not exist");
             set.put(kind::TRAFFIC_MANAGED, "False", &Reason::RouteMissing.name(), &text);

@@ -113,6 +113,9 @@ pub(super) fn comparison(result: &CompareResult, asked: &Asked<'_>) -> Result<()
     }
     must(share(result.busy.candidate), "busy.candidate", "must be a share")?;
     must(result.busy.stable.is_none_or(share), "busy.stable", "must be a share")?;
+    let size = result.probe_set.as_ref().map_or(0, |set| set.size);
+    let inside = |prompt: &PromptComparison| prompt.probe.is_none_or(|probe| probe < size);
+    must(result.prompts.iter().all(inside), "probe", "must be a place in the probe set")?;
     result.prompts.iter().try_for_each(prompt)?;
     result.pairs.iter().flat_map(|pair| [&pair.candidate, &pair.stable]).try_for_each(generation)
 }
@@ -153,7 +156,15 @@ mod tests {
     const ASKED: Asked<'static> = Asked { key: "k", tick: 3, probes: 2, pairs: 1 };
 
     fn good() -> CompareResult {
-        let prompt = PromptComparison { cosine: 1.0, cosine_at: -0.5, mse: 0.0, kl: 0.0, top1: 1.0, non_finite: 0 };
+        let prompt = PromptComparison {
+            probe: Some(8),
+            cosine: 1.0,
+            cosine_at: -0.5,
+            mse: 0.0,
+            kl: 0.0,
+            top1: 1.0,
+            non_finite: 0,
+        };
         let generation = Generation { ok: true, ttft: 0.01, tpot: 0.002, alone: true };
         CompareResult {
             key: "k".into(),
@@ -174,7 +185,8 @@ mod tests {
     #[test]
     fn each_broken_field_is_named() {
         type Break = fn(&mut CompareResult);
-        let cases: [(&str, Break); 12] = [
+        let cases: [(&str, Break); 13] = [
+            ("probe", |r| r.prompts[1].probe = Some(9)),
             ("key", |r| r.key = "other".into()),
             ("tick", |r| r.tick = 2),
             ("drawn", |r| r.drawn = 3),

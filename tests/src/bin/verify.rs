@@ -16,12 +16,24 @@ struct Args {
     /// Leave out the cluster (needs root, Go, Python and about 30 minutes the first time).
     #[arg(long)]
     no_cluster: bool,
+    /// Leave out a part that needs a program of Debian's: may be given more than once.
+    #[arg(long, value_enum, value_name = "PART")]
+    without: Vec<Part>,
     /// Also run the long tests on the cluster: twenty kills of the operator in the middle of four rollouts.
     #[arg(long)]
     long: bool,
     /// Run only tests of the cluster whose name contains this.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+}
+
+/// What can be left out.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The dashboard's test in a browser (chromium, chromium-driver).
+    Browser,
+    /// The alert rules' unit tests (promtool, of prometheus).
+    Promtool,
 }
 
 /// A stage: its name, and the arguments of cargo.
@@ -50,6 +62,12 @@ fn main() -> Result<()> {
             cargo(name, stage, &begin)?;
         }
         one_of_each(&["kube", "kube-core", "k8s-openapi", "safetensors"])?;
+        if !args.without.contains(&Part::Browser) {
+            browser(&begin)?;
+        }
+        if !args.without.contains(&Part::Promtool) {
+            promtool(&begin)?;
+        }
     }
     if !args.no_cluster {
         let mut stage = vec!["test", "--workspace", "--locked", "--release", "--test", "cluster", "--"];
@@ -60,6 +78,40 @@ fn main() -> Result<()> {
         cargo("tests on a real cluster", &stage, &begin)?;
     }
     println!("verified in {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The dashboard in a real Chromium. Its test is ignored elsewhere, because it needs one.
+fn browser(begin: &Instant) -> Result<()> {
+    let axe = e2e::stage::browser::axe()?;
+    let args =
+        ["test", "--workspace", "--locked", "--release", "--lib", "--", "--ignored", "in_a_browser", "--nocapture"];
+    println!("== the dashboard in a browser: cargo {} ({:.0} s)", args.join(" "), begin.elapsed().as_secs_f64());
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let run =
+        Command::new(cargo).args(args).env("BITNET_AXE", &axe).current_dir(checkout()).stdin(Stdio::null()).output();
+    let run = run.context("running cargo")?;
+    let said = String::from_utf8_lossy(&run.stdout);
+    print!("{said}");
+    // A filter that finds nothing succeeds, too: both tests must have run.
+    if !run.status.success() || !said.contains("2 passed") {
+        eprint!("{}", String::from_utf8_lossy(&run.stderr));
+        bail!("the dashboard in a browser failed: BITNET_AXE={} cargo {}", axe.display(), args.join(" "));
+    }
+    Ok(())
+}
+
+/// Each alert fires where it must and stays quiet where it must.
+fn promtool(begin: &Instant) -> Result<()> {
+    println!("== alert rules: promtool test rules ({:.0} s)", begin.elapsed().as_secs_f64());
+    let mut run = Command::new("promtool");
+    run.args(["test", "rules", "rules-test.yaml"]).current_dir(checkout().join("charts/tests")).stdin(Stdio::null());
+    let status = run
+        .status()
+        .context("promtool is missing: `apt-get install prometheus`, or leave it out with --without promtool")?;
+    if !status.success() {
+        bail!("the alert rules failed: `cd charts/tests && promtool test rules rules-test.yaml` shows it alone");
+    }
     Ok(())
 }
 

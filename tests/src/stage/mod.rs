@@ -3,6 +3,7 @@
 //! Every stage is done once and found again: an interrupted run goes on where it stopped.
 
 mod binaries;
+pub mod browser;
 mod install;
 mod models;
 

@@ -66,6 +66,8 @@ pub(crate) async fn wrong_values_are_refused_by_name(suite: Arc<Suite>) -> Resul
         ("defaultPool=gpu", "defaultPool"),
         ("dashboard.login.enabled=perhaps", "dashboard"),
         ("dashboard.port=1", "port"),
+        ("notifications.channels[0].name=ops", "format"),
+        ("notifications.secret=Upper", "secret"),
         ("monitoring.podMonitors.interval=soon", "interval"),
         ("monitoring.rules.runbooks=javascript:alert(1)", "runbooks"),
         ("networkPolicy.metricsFrom=anywhere", "metricsFrom"),

@@ -33,6 +33,9 @@ pub struct CompareRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PromptComparison {
+    /// Place of the prompt in the probe set, from 0: for people who look for the worst ones. Its text never travels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<u32>,
     /// Cosine averaged over the drawn positions (the mean test's observation).
     pub cosine: f64,
     /// Cosine at the first drawn position (the tail test's observation: averages hide tails).

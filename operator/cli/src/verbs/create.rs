@@ -4,21 +4,24 @@ use bitnet_api::{
     validate::{Pools, validate},
 };
 use serde_json::{Value, json};
-use std::process::ExitCode;
+use std::{
+    io::{BufRead, IsTerminal, Write},
+    process::ExitCode,
+};
 
 /// `kubectl bitnet create chat … | kubectl apply -f -`
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Name of the rollout, and of its gate.
     name: String,
-    /// The fp16 model: an image by digest, repository@sha256:….
+    /// The fp16 model: an image by digest, repository@sha256:…. What is not given is asked for on a terminal.
     #[arg(long, value_name = "IMAGE")]
-    baseline: String,
+    baseline: Option<String>,
     /// The model that should serve: an image by digest.
     #[arg(long, value_name = "IMAGE")]
-    model: String,
+    model: Option<String>,
     /// An HTTPRoute of yours, and the name of its rule where it has several: ROUTE or ROUTE/RULE.
-    #[arg(long, value_name = "ROUTE[/RULE]", required_unless_present = "gateway", conflicts_with = "gateway")]
+    #[arg(long, value_name = "ROUTE[/RULE]", conflicts_with = "gateway")]
     route: Option<String>,
     /// A Gateway: the operator makes a route of its own for the rollout.
     #[arg(long)]
@@ -41,13 +44,75 @@ pub(crate) struct Args {
 }
 
 /// Writes the objects to standard output. The cluster is not asked: what it would refuse is refused here.
-pub(crate) fn run(namespace: Option<&str>, args: &Args) -> Result<ExitCode> {
-    print!("{}", text(namespace, args)?);
+pub(crate) fn run(namespace: Option<&str>, mut args: Args) -> Result<ExitCode> {
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        // Questions go to standard error: standard output is the YAML.
+        ask(&mut args, &mut input.lock(), &mut std::io::stderr())?;
+    }
+    print!("{}", text(namespace, &args)?);
     Ok(ExitCode::SUCCESS)
 }
 
+/// Asks for what is missing, each until the answer is one that the operator would take.
+fn ask(args: &mut Args, input: &mut impl BufRead, output: &mut impl Write) -> Result<()> {
+    for (field, question) in [
+        (&mut args.baseline, "The fp16 model, an image by digest (repository@sha256:…)"),
+        (&mut args.model, "The model that should serve, an image by digest"),
+    ] {
+        if field.is_none() {
+            *field = Some(question_of(question, input, output, by_digest)?);
+        }
+    }
+    if args.route.is_none() && args.gateway.is_none() {
+        let question =
+            "Your HTTPRoute whose traffic it takes (ROUTE or ROUTE/RULE), or gateway:NAME for a route of its own";
+        let answer = question_of(question, input, output, |text| {
+            (!text.is_empty() && text != "gateway:").then_some(()).ok_or("give a name")
+        })?;
+        match answer.strip_prefix("gateway:") {
+            Some(gateway) => args.gateway = Some(gateway.trim().to_owned()),
+            None => args.route = Some(answer),
+        }
+    }
+    Ok(())
+}
+
+fn by_digest(text: &str) -> Result<(), &'static str> {
+    let digest = text.split_once("@sha256:").map(|(_, digest)| digest);
+    let whole = digest.is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()));
+    if whole { Ok(()) } else { Err("it must be named by digest, so that it never changes: repository@sha256:…") }
+}
+
+fn question_of(
+    question: &str,
+    input: &mut impl BufRead,
+    output: &mut impl Write,
+    check: impl Fn(&str) -> Result<(), &'static str>,
+) -> Result<String> {
+    loop {
+        write!(output, "{question}: ")?;
+        output.flush()?;
+        let mut line = String::new();
+        if input.read_line(&mut line)? == 0 {
+            bail!("nothing was answered: give the flags instead (`kubectl bitnet create --help`)");
+        }
+        let line = line.trim();
+        match check(line) {
+            Ok(()) => return Ok(line.to_owned()),
+            Err(why) => writeln!(output, "  {why}")?,
+        }
+    }
+}
+
 fn text(namespace: Option<&str>, args: &Args) -> Result<String> {
-    let (gate, rollout) = (gate(namespace, args), rollout(namespace, args));
+    let (Some(baseline), Some(model)) = (&args.baseline, &args.model) else {
+        bail!("give --baseline and --model, or answer the questions on a terminal");
+    };
+    if args.route.is_none() && args.gateway.is_none() {
+        bail!("give --route or --gateway, or answer the questions on a terminal");
+    }
+    let (gate, rollout) = (gate(namespace, args), rollout(namespace, args, baseline, model));
     check(&gate, &rollout, args)?;
     let probes = probes(args);
     Ok(format!(
@@ -77,7 +142,7 @@ fn gate(namespace: Option<&str>, args: &Args) -> Value {
     })
 }
 
-fn rollout(namespace: Option<&str>, args: &Args) -> Value {
+fn rollout(namespace: Option<&str>, args: &Args, baseline: &str, model: &str) -> Value {
     let arm = |image: &str| {
         let mut arm = json!({"source": {"image": image}, "replicas": args.replicas});
         if let Some(pool) = &args.pool {
@@ -94,7 +159,7 @@ fn rollout(namespace: Option<&str>, args: &Args) -> Value {
         },
     };
     let mut spec = json!({
-        "baseline": arm(&args.baseline), "model": arm(&args.model), "route": route, "gate": {"name": args.name},
+        "baseline": arm(baseline), "model": arm(model), "route": route, "gate": {"name": args.name},
     });
     if args.blue_green {
         spec["strategy"] = json!({"blueGreen": {}});
@@ -165,5 +230,25 @@ mod tests {
         let error = text(None, &Line::try_parse_from(line).unwrap().args).unwrap_err().to_string();
         assert!(error.contains("spec.model.source.image"), "{error}");
         assert!(created(&[]).is_err(), "one of --route and --gateway is needed");
+    }
+
+    #[test]
+    fn what_is_missing_is_asked_for_until_it_is_right() {
+        let image = |digit: &str| format!("r.example/m@sha256:{}", digit.repeat(64));
+        let asked = |answers: &str| {
+            let mut args = Line::try_parse_from(["create", "chat"]).unwrap().args;
+            let mut said = Vec::new();
+            let outcome = ask(&mut args, &mut answers.as_bytes(), &mut said);
+            (outcome.and_then(|()| text(None, &args)), String::from_utf8(said).unwrap())
+        };
+        let (made, said) = asked(&format!("r.example/m:latest\n{}\n{}\ngateway:gw\n", image("a"), image("b")));
+        let made = made.unwrap();
+        assert!(said.contains("named by digest") && made.contains("gateway: gw"), "{said}\n{made}");
+        assert!(made.contains(&image("a")) && made.contains(&image("b")), "{made}");
+        let (made, _) = asked(&format!("{}\n{}\nshop/completions\n", image("a"), image("b")));
+        assert!(made.unwrap().contains("rule: completions"));
+        assert!(asked(&image("a")).0.unwrap_err().to_string().contains("give the flags"), "the input ended");
+        let alone = Line::try_parse_from(["create", "chat"]).unwrap().args;
+        assert!(text(None, &alone).unwrap_err().to_string().contains("--baseline"));
     }
 }

@@ -1,21 +1,37 @@
 use crate::{
     cluster::Place,
-    output::{Format, moment, print_object, span},
+    output::{Machine, moment, print_machine, span},
 };
 use anyhow::{Context, Result, bail};
-use bitnet_api::v1alpha1::{ModelRollout, RolloutDecision, RolloutDecisionSpec, SignalStatus};
+use bitnet_api::{
+    reasons,
+    v1alpha1::{ModelRollout, RolloutDecision, RolloutDecisionSpec, SignalStatus},
+};
+use serde_json::json;
 use std::{fmt::Write, process::ExitCode};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Name of a RolloutDecision, or of a ModelRollout (then its last decision).
+    /// Name of a RolloutDecision, of a ModelRollout (then its last decision), or a reason as conditions and events have
+    /// it (`RouteInUse`): then what it means and what to do.
     name: String,
     /// Output: json or yaml.
     #[arg(short, long)]
-    output: Option<Format>,
+    output: Option<Machine>,
 }
 
 pub(crate) async fn run(place: &Place, args: &Args) -> Result<ExitCode> {
+    // No object can be called like a reason: names have no capitals.
+    if let Some(reason) = reasons::all().into_iter().find(|entry| entry.name == args.name) {
+        match args.output {
+            Some(format) => {
+                let value = json!({"reason": reason.name, "meaning": reason.meaning, "remedy": reason.remedy});
+                print_machine(format, &value)?;
+            }
+            None => println!("{}: {}\n{}", reason.name, reason.meaning, reason.remedy),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let connection = place.connect().await?;
     let decisions = connection.api::<RolloutDecision>();
     let decision = if let Some(decision) = decisions.get_opt(&args.name).await.context("getting the decision")? {
@@ -35,7 +51,7 @@ pub(crate) async fn run(place: &Place, args: &Args) -> Result<ExitCode> {
         decisions.get(&last.id).await.with_context(|| format!("getting RolloutDecision {}", last.id))?
     };
     match args.output {
-        Some(format) => print_object(format, &decision)?,
+        Some(format) => print_machine(format, &decision)?,
         None => print!("{}", words(&decision.spec)),
     }
     Ok(ExitCode::SUCCESS)

@@ -2,6 +2,8 @@
 
 pub(crate) mod completions;
 pub(crate) mod create;
+pub(crate) mod dashboard;
+pub(crate) mod diff;
 pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod history;
@@ -9,3 +11,5 @@ pub(crate) mod lint;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod steer;
+pub(crate) mod top;
+pub(crate) mod undo;

@@ -1,6 +1,6 @@
 use crate::{
     cluster::Place,
-    output::{Format, Paint, print_object},
+    output::{Machine, Paint, print_machine},
     tree,
 };
 use anyhow::{Context, Result, bail};
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     exit_code: bool,
     /// Output: json or yaml (the status).
     #[arg(short, long, conflicts_with = "watch")]
-    output: Option<Format>,
+    output: Option<Machine>,
 }
 
 pub(crate) async fn run(place: &Place, args: &Args) -> Result<ExitCode> {
@@ -32,7 +32,7 @@ pub(crate) async fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let api = connection.api::<ModelRollout>();
     let mut rollout = api.get(&args.name).await.with_context(|| format!("getting ModelRollout {}", args.name))?;
     if let Some(format) = args.output {
-        print_object(format, &rollout.status.clone().unwrap_or_default())?;
+        print_machine(format, &rollout.status.clone().unwrap_or_default())?;
     } else {
         print!("{}", tree::render(&rollout, Paint::detect()));
     }

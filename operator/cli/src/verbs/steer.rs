@@ -1,6 +1,9 @@
 //! The verbs that steer: each is one annotation that the operator answers once, in status.
 
-use crate::cluster::Place;
+use crate::{
+    cluster::Place,
+    output::{Machine, print_machine},
+};
 use anyhow::{Context, Result, bail};
 use bitnet_api::v1alpha1::ModelRollout;
 use jiff::Timestamp;
@@ -27,6 +30,9 @@ pub(crate) struct Target {
     /// Your name, for the record; default: the user of the kubeconfig.
     #[arg(long)]
     by: Option<String>,
+    /// Output: json or yaml (what was asked, and the answer).
+    #[arg(short, long)]
+    output: Option<Machine>,
 }
 
 #[derive(clap::Args)]
@@ -61,27 +67,41 @@ pub(crate) async fn steer(place: &Place, target: &Target, verb: &str) -> Result<
     api.patch(&target.name, &PatchParams::default(), &Patch::Merge(&patch))
         .await
         .with_context(|| format!("asking for {verb}"))?;
-    println!("{verb} asked of {} for {} (attempt {attempt}), by {by}", target.name, candidate.revision);
-    if target.no_wait {
-        return Ok(ExitCode::SUCCESS);
+    let mut asked = json!({
+        "verb": verb, "rollout": target.name, "namespace": connection.namespace, "id": id,
+        "revision": candidate.revision, "attempt": attempt, "by": by,
+    });
+    if target.output.is_none() {
+        println!("{verb} asked of {} for {} (attempt {attempt}), by {by}", target.name, candidate.revision);
     }
-    answer(&api, target, &id).await
-}
-
-async fn answer(api: &Api<ModelRollout>, target: &Target, id: &str) -> Result<ExitCode> {
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(target.timeout) {
-        let rollout = api.get(&target.name).await.context("reading the answer")?;
-        let status = rollout.status.unwrap_or_default();
-        if let Some(answer) = status.verbs.iter().find(|v| v.id == id) {
-            println!("{}", answer.answer);
-            return Ok(ExitCode::SUCCESS);
+    let answer = if target.no_wait { None } else { answer(&api, target, &id).await? };
+    match (target.output, &answer) {
+        (Some(format), _) => {
+            asked["answer"] = json!(answer);
+            print_machine(format, &asked)?;
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        (None, Some(answer)) => println!("{answer}"),
+        (None, None) => {}
+    }
+    if answer.is_some() || target.no_wait {
+        return Ok(ExitCode::SUCCESS);
     }
     eprintln!(
         "no answer within {} s: is the operator running? The request stays; `kubectl bitnet status {}` shows its answer",
         target.timeout, target.name
     );
     Ok(ExitCode::from(4))
+}
+
+async fn answer(api: &Api<ModelRollout>, target: &Target, id: &str) -> Result<Option<String>> {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(target.timeout) {
+        let rollout = api.get(&target.name).await.context("reading the answer")?;
+        let status = rollout.status.unwrap_or_default();
+        if let Some(answer) = status.verbs.into_iter().find(|v| v.id == id) {
+            return Ok(Some(answer.answer));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    Ok(None)
 }

@@ -1,4 +1,4 @@
-import { chart, make } from '/chart.js';
+import { bars, chart, make } from '/chart.js';
 
 const $ = (id) => document.getElementById(id);
 const main = $('main');
@@ -238,16 +238,17 @@ function arms(status, watched) {
   if (roles.length === 0) return [make('h2', {}, 'Arms'), make('p', {}, 'No revision exists yet.')];
   const total = watched ? watched.candidate.requests + watched.stable.requests : 0;
   const live = (arm) => !watched ? null : arm.revision === status.candidate?.revision ? watched.candidate : arm.revision === status.stable?.revision ? watched.stable : null;
-  const pair = (value) => (value ? `${milliseconds(value[0])} / ${milliseconds(value[1])}` : '–');
+  const one = (value, name) => make('div', {}, `${name} ${milliseconds(value.at)} `, make('span', { class: 'dim whole' }, `[${milliseconds(value.low)}, ${milliseconds(value.high)}]`));
+  const pair = (value) => (value ? make('div', {}, one(value[0], 'p50'), one(value[1], 'p95')) : '–');
   const body = roles.map(({ role, arm }) => {
     const seen = live(arm), weight = status.weights?.[arm.revision];
-    return [role, make('span', {}, arm.revision, make('br'), make('span', { class: 'dim' }, arm.image)), weight === undefined ? '–' : `${weight} %`,
+    return [role, make('span', {}, arm.revision, make('br'), make('span', { class: 'dim', title: arm.image }, arm.image.replace(/(@sha256:[0-9a-f]{12})[0-9a-f]+$/, '$1…'))), weight === undefined ? '–' : `${weight} %`,
       seen && total > 0 ? `${(100 * seen.requests / total).toFixed(1)} %` : '–', seen ? String(seen.requests) : '–', seen && seen.requests > 0 ? `${seen.errors} (${(100 * seen.errors / seen.requests).toFixed(2)} %)` : '–',
       seen ? pair(seen.ttft) : '–', seen ? pair(seen.tpot) : '–', `${arm.ready} of ${arm.replicas}`];
   });
-  const note = watched ? `Requests, errors and latencies: as this operator process counted them in this attempt, all weights together, since ${when(watched.since)}. Quantiles are upper edges of buckets of 9.5 %.`
+  const note = watched ? `Requests, errors and latencies: as this operator process counted them in this attempt, all weights together, since ${when(watched.since)}. Quantiles are upper edges of buckets of 9.5 %; in brackets their intervals of 95 %, for one look.`
     : 'This operator process has counted no live requests of this attempt: shares, errors and latencies appear with the first tick.';
-  return [make('h2', {}, 'Arms'), table('Side by side', ['Arm', 'Revision', 'Weight set', 'Share seen', 'Requests', 'Errors', 'First token p50 / p95', 'Per token p50 / p95', 'Pods ready'], body), make('p', { class: 'dim' }, note)];
+  return [make('h2', {}, 'Arms'), table('Side by side', ['Arm', 'Revision', 'Weight set', 'Share seen', 'Requests', 'Errors', 'To the first token', 'Per token', 'Pods ready'], body), make('p', { class: 'dim' }, note)];
 }
 
 function evidence(status, watched) {
@@ -263,6 +264,9 @@ function evidence(status, watched) {
   if (status.missing?.length && !['RolledBack', 'RollingBack', 'Serving'].includes(status.phase)) {
     out.push(make('h3', {}, 'A promotion still waits for'), make('ul', {}, status.missing.map((line) => make('li', {}, line))));
   }
+  const expected = outlook(status, watched);
+  if (expected) out.push(make('p', {}, expected));
+  if (watched?.comparisons) out.push(...compared(watched.comparisons));
   if (!watched || watched.points.length === 0) {
     out.push(make('p', { class: 'dim' }, about && !about.leading ? `Charts: this process (${about.process}) does not lead and takes no ticks; the leading one has them.`
       : 'Charts: this process has taken no tick of this attempt (they are kept in memory, not in the cluster).'));
@@ -285,8 +289,35 @@ function evidence(status, watched) {
   return [...out, absent()];
 }
 
+function outlook(status, watched) {
+  const forecast = watched?.forecast;
+  if (!forecast || status.phase !== 'Progressing') return null;
+  if (forecast === 'proven') return 'Every signal is proven: only steps, pauses and pods are waited for.';
+  if (forecast.unknown) return `No forecast: ${forecast.unknown} lies on its margin, or gets no samples.`;
+  return `At the pace of the last ticks the evidence is expected to be complete in ${length(forecast.seconds)}; steps and pauses take their own time.`;
+}
+
+function length(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
+}
+
+function compared(of) {
+  const lines = [{ at: of.margins.mean, name: `mean must be over ${of.margins.mean}`, kind: 'bound' }, { at: of.mean, name: `mean ${of.mean.toFixed(4)}`, kind: 'for' }];
+  if (of.floor) lines.push({ at: of.floor.cosine, name: `A/A floor ${of.floor.cosine.toFixed(4)}`, kind: 'stable' });
+  const floor = of.floor ? `A/A floor: 95 % of the last ${of.floor.count} comparisons of this baseline with itself were at least ${of.floor.cosine.toFixed(4)} (${when(of.floor.at)}).`
+    : 'No A/A floor: this process has watched no trial of this baseline against itself.';
+  const card = make('section', { class: 'card' }, make('h3', {}, 'Cosine, prompt by prompt'),
+    bars({ title: 'Cosine, prompt by prompt', from: of.from, to: 1, counts: of.bars, lines }),
+    make('p', {}, `The last ${of.count} comparisons with fp16, since ${when(of.since)}. At most ${(100 * of.margins.tailShare).toFixed(0)} % may lie under ${of.margins.tail} at a random position. ${floor}`));
+  const worst = of.worst.length ? table('Worst prompts of these', ['Probe', 'Lowest cosine', 'Times compared', 'When'], of.worst.map((one) => [`#${one.probe + 1}`, one.cosine.toFixed(4), String(one.times), time(new Date(one.at).toISOString())]))
+    : make('p', { class: 'dim' }, 'The workers do not say which prompts these were.');
+  return [make('h2', {}, 'Comparisons'), make('div', { class: 'pair' }, card, make('div', {}, worst, make('p', { class: 'dim' }, '#1 is the first prompt of the probe set. No text of a prompt reaches the operator.')))];
+}
+
 const absent = () => make('details', {}, make('summary', {}, 'What is not shown, because nothing measures it here'),
-  make('ul', {}, ['confidence intervals of the live quantiles', 'shares by tokens (the operator counts requests)', 'single comparisons (a histogram of cosines, an A/A floor, the worst probes): ticks keep sums only', 'cost and energy'].map((text) => make('li', {}, text))));
+  make('ul', {}, ['shares by tokens (the operator counts requests)', 'cost and energy (the workers’ metrics have energy where the host counts it: see the Grafana dashboard of the fleet)'].map((text) => make('li', {}, text))));
 
 function conditions(status) {
   const all = status.conditions ?? [];

@@ -1,10 +1,10 @@
-// Small line charts as SVG, each with its numbers as a table for those who cannot see it.
+// Small charts as SVG, each with its numbers as a table for those who cannot see it.
 const SVG = 'http://www.w3.org/2000/svg';
 const W = 320, H = 150, LEFT = 34, RIGHT = 8, TOP = 8, BOTTOM = 20;
 
 /// An element with attributes and children; text is always text, never markup.
 export function make(tag, attributes = {}, ...children) {
-  const svg = ['svg', 'path', 'line', 'text', 'title'].includes(tag);
+  const svg = ['svg', 'path', 'line', 'rect', 'g', 'text', 'title'].includes(tag);
   const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
@@ -58,4 +58,27 @@ export function chart({ title, unit, lines, bounds = [], floor }) {
     make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${title} as a table` }, make('table', {}, make('caption', {}, `${title}, ${unit}`),
       make('thead', {}, make('tr', {}, make('th', { scope: 'col' }, 'Tick'), lines.map((line) => make('th', { scope: 'col' }, line.name)))), body)));
   return [svg, make('p', {}, `${last}${limit ? ' · ' + limit : ''} (${unit})`), details];
+}
+
+/// A histogram: `counts` over equal bars from `from` to `to`; `lines`: [{at, name, kind}] upright. Its numbers as a table, too.
+export function bars({ title, from, to, counts, lines = [] }) {
+  const most = Math.max(1, ...counts), width = (to - from) / counts.length, head = TOP + 12 * lines.length;
+  const px = (x) => LEFT + ((x - from) / (to - from)) * (W - LEFT - RIGHT);
+  const py = (y) => head + (1 - y / most) * (H + 24 - head - BOTTOM);
+  const base = py(0), exact = (value) => String(Number(value.toFixed(4)));
+  const svg = make('svg', { viewBox: `0 0 ${W} ${H + 24}`, role: 'img', 'aria-label': `${title}: ${lines.map((line) => line.name).join(', ')}` });
+  svg.append(make('line', { class: 'axis', x1: LEFT, x2: W - RIGHT, y1: base, y2: base }), make('text', { x: LEFT - 4, y: head + 8, 'text-anchor': 'end' }, String(most)));
+  counts.forEach((count, i) => { if (count) svg.append(make('rect', { class: 'bar', x: px(from + i * width), y: py(count), width: Math.max(1, px(width) - px(0) - 1), height: base - py(count) })); });
+  const names = make('g', { class: 'names' });
+  lines.forEach((line, i) => {
+    const x = px(line.at), left = x > W / 2, y = TOP + 12 * i + 6;
+    svg.append(make('line', { class: line.kind, x1: x, x2: x, y1: y - 6, y2: base }));
+    names.append(make('text', { x: left ? x - 4 : x + 4, y, 'text-anchor': left ? 'end' : 'start' }, line.name));
+  });
+  svg.append(names);
+  svg.append(make('text', { x: LEFT, y: H + 18 }, exact(from)), make('text', { x: W - RIGHT, y: H + 18, 'text-anchor': 'end' }, exact(to)));
+  const rows = counts.map((count, i) => [i, count]).filter(([, count]) => count).map(([i, count]) => make('tr', {},
+    make('th', { scope: 'row' }, `${exact(from + i * width)} to ${exact(from + (i + 1) * width)}`), make('td', {}, String(count))));
+  return [svg, make('details', {}, make('summary', {}, 'As a table'), make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${title} as a table` },
+    make('table', {}, make('caption', {}, title), make('thead', {}, make('tr', {}, make('th', { scope: 'col' }, 'Cosine'), make('th', { scope: 'col' }, 'Comparisons'))), make('tbody', {}, rows))))];
 }
