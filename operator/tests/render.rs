@@ -499,7 +499,7 @@ fn pods_that_made_room_come_back_where_their_deployment_is() {
 
 #[test]
 fn a_worker_with_a_fallback_is_told_where_fp16_is() {
-    let told = |fallback: Option<Fallback>| {
+    let told = |fallback: Option<Fallback>| -> Vec<String> {
         let mut serving = rollout().model;
         serving.settings.fallback = fallback;
         let grow = vec![Grow { serving, replicas: Some(1), baseline: false }];
@@ -512,8 +512,7 @@ fn a_worker_with_a_fallback_is_told_where_fp16_is() {
             .map(|a| a.as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
-    let none: Vec<String> = Vec::new();
-    assert_eq!(told(None), none);
+    assert_eq!(told(None), [""; 0]);
     assert_eq!(told(Some(Fallback { min_confidence: None })), ["--fallback", "chat-baseline:8080"]);
     let least = Some(Fallback { min_confidence: Some(0.95) });
     assert_eq!(told(least), ["--fallback", "chat-baseline:8080", "--min-confidence", "0.95"]);
