@@ -336,18 +336,16 @@ fn background_work_is_refused_while_there_is_other_work_and_done_where_there_is_
 
 #[test]
 fn a_long_prompt_stalls_nobody_who_decodes() {
-    let (engine, sizes) = engine(1, Options { prefill_chunk: 4, ..Options::default() });
+    // The first answer has twelve tokens before it meets the broken one: it lasts longer than the prompt is read.
+    let (engine, sizes) = engine(20, Options { prefill_chunk: 4, ..Options::default() });
     let decoding = generate(&engine, &[1], 200, &[]);
-    while sizes.lock().unwrap().len() < 3 {
-        std::thread::yield_now();
-    }
-    let long: Vec<u32> = (0..120).map(|i| i % 11).collect();
-    assert_eq!(collect(generate(&engine, &long, 1, &[])).tokens, [(119 % 11) + 1]);
+    let long: Vec<u32> = (0..24).map(|i| i % 11).collect();
+    assert_eq!(collect(generate(&engine, &long, 1, &[])).tokens, [(23 % 11) + 1]);
     drop(decoding);
     let sizes = sizes.lock().unwrap();
-    let shared: Vec<_> = sizes.iter().filter(|pass| pass.len() == 2).collect();
-    assert_eq!(shared.len(), 30, "the prompt is read in 30 chunks: {sizes:?}");
-    assert!(shared.iter().all(|pass| **pass == [1, 4]), "each beside a token of the other answer: {shared:?}");
+    let shared = sizes.iter().filter(|pass| pass.len() == 2).count();
+    assert!((6..=7).contains(&shared), "the prompt is read in chunks of 4: {sizes:?}");
+    assert!(sizes.iter().all(|pass| pass[0] == 1), "each beside a token of the other answer: {sizes:?}");
 }
 
 #[test]

@@ -359,13 +359,18 @@ mod tests {
         let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
         let metrics = Metrics::new("chat", Names::AndVllm);
         metrics.set_build(&Build { revision: "r", precision: "ternary", kernel: "k", device: "cpu", threads: 1 });
-        let text = metrics.render(None, 1, None).unwrap();
+        // A family shows itself with its first series.
+        metrics.finished(Finish::Stop, 1, 1, 0.1);
+        metrics.failed(ErrorClass::Server);
+        metrics.handed_on("server", "answered");
+        let found = ShadowResult { samples: 20, dropped: vec![("busy".to_owned(), 1)], ..ShadowResult::default() };
+        let text = metrics.render(None, 1, Some(&(found, 20))).unwrap();
         let names: Vec<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '))
             .map(|(name, _)| name)
             .collect();
-        assert!(names.len() > 30, "{names:?}");
+        assert!(names.len() > 34, "{names:?}");
         for name in names {
             // The constant series is registered without the suffix that it is shown with.
             let known = docs.contains(&format!("`{name}`")) || docs.contains(&format!("`{name}_info`"));
