@@ -5,7 +5,7 @@
 
 use inference_worker::compare::PeerSettings;
 use inference_worker::engine::{Engine, Options};
-use inference_worker::model::{LoadOptions, Model, Precision, Shape, Text};
+use inference_worker::model::{HeadMode, KvBits, LoadOptions, Model, Precision, Shape, Text};
 use inference_worker::serve::{Facts, MetricNames, Server, Settings, Stop, Worker};
 use serde_json::{Map, json};
 use std::error::Error;
@@ -138,6 +138,9 @@ fn settings(model: &Path, threads: usize, engine: Options) -> Settings {
         context: None,
         engine,
         threads,
+        kv_bits: KvBits::default(),
+        memory_budget: None,
+        head: HeadMode::default(),
         request_timeout: LIMIT,
         head_time: Duration::from_secs(10),
         metric_names: MetricNames::Ours,
