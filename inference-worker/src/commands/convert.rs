@@ -65,7 +65,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Some(2) => Some(Phase::Attention),
         Some(3) => Some(Phase::SubNorms),
         Some(_) => anyhow::bail!(
-            "--phase 4 asks for 4-bit activations and a 3-bit cache, and this worker serves 8-bit activations and a full cache only: use --phase 3"
+            "--phase 4 asks for 4-bit activations and a 3-bit cache: the worker serves such a model (activation_bits, --kv-bits 3), but no verb makes one yet; use --phase 3"
         ),
     };
     let storage = match args.format {

@@ -124,7 +124,7 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
         Some(1) => Some(Phase::FeedForward),
         Some(2) => Some(Phase::Attention),
         Some(_) => anyhow::bail!(
-            "--phase 4 asks for 4-bit activations and a 3-bit cache, and this worker serves 8-bit activations and a full cache only: use --phase 3"
+            "--phase 4 asks for 4-bit activations and a 3-bit cache: the worker serves such a model (activation_bits, --kv-bits 3), but no verb makes one yet; use --phase 3"
         ),
     };
     let source = if args.data.is_empty() {

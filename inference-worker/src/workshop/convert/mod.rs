@@ -12,7 +12,9 @@ use super::export::write_json;
 use super::inspect::first_number;
 use super::shards::write_model_files;
 use super::staging::Staging;
-use crate::model::{Activation, LinearKind, ModelConfig, SHARED_INPUTS, ScaleRule, Shards, StoredTensor};
+use crate::model::{
+    Activation, LayerPrecision, LinearKind, ModelConfig, SHARED_INPUTS, ScaleRule, Shards, StoredTensor,
+};
 use matrix::{Coded, Matrix};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -150,6 +152,16 @@ pub struct Converted {
 pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
     let load = || WorkshopError::load(&order.model);
     let mut config = ModelConfig::load(&order.model).map_err(load())?;
+    if let Some((name, _)) = config
+        .precisions
+        .iter()
+        .find(|(_, precision)| !matches!(precision, LayerPrecision::Full | LayerPrecision::Ternary))
+    {
+        return Err(WorkshopError::Refused(format!(
+            "{} stores {name} in another packed form than ternary, which is not read here: convert the plain checkpoint that it came from",
+            order.model.display()
+        )));
+    }
     if matches!(config.linear, LinearKind::Packed(_)) && (order.phase.is_some() || !order.rules.is_empty()) {
         return Err(WorkshopError::Refused(format!(
             "{} is packed already: convert the plain checkpoint that it came from, or leave --phase and --precision out to store it in another form",
@@ -265,7 +277,7 @@ pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<Strin
         for module in SHARED_INPUTS.iter().copied().flatten() {
             let name = format!("model.layers.{layer}.{module}");
             // Of a packed model, what is packed stays so.
-            let ternary = by_phase(module) && !config.plain.contains(&name);
+            let ternary = by_phase(module) && config.precisions.get(&name) != Some(&LayerPrecision::Full);
             let mut precision = if ternary { WeightPrecision::Ternary } else { WeightPrecision::Full };
             for (rule, fitted) in order.rules.iter().zip(&mut fitted).filter(|(rule, _)| rule.fits(&name)) {
                 precision = rule.precision;
