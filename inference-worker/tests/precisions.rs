@@ -103,12 +103,11 @@ fn the_same_integers_in_other_forms_give_the_same_logits() {
                 // `bitlinear` divides: a product over the scale, where codes have a factor.
                 let factor = if name == "autobitlinear" { scale } else { scale.recip() };
                 let factors = vec![factor; weights.len()];
-                let (kind, (shape, data)) = match form {
-                    "int4" => (Dtype::U8, planes(&weights, 4, |w| (w + 8).cast_unsigned())),
-                    _ => {
-                        let data = weights.iter().flatten().map(|w| w.cast_unsigned()).collect();
-                        (Dtype::I8, ([weights.len(), weights[0].len()], data))
-                    }
+                let (kind, (shape, data)) = if form == "int4" {
+                    (Dtype::U8, planes(&weights, 4, |w| (w + 8).cast_unsigned()))
+                } else {
+                    let data = weights.iter().flatten().map(|w| w.cast_unsigned()).collect();
+                    (Dtype::I8, ([weights.len(), weights[0].len()], data))
                 };
                 put(&mut tensors, module, kind, shape, data, &factors);
             }

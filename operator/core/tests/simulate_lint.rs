@@ -91,7 +91,7 @@ fn what_is_weak_is_said_and_refuses_nothing() {
 
 fn test(metric: Option<AbMetric>, weight: u32, hours: i64, on_end: OnEnd) -> Course {
     Course::Test(AbTest {
-        split: [CanaryStep { weight, duration: Span::seconds(3600 * hours), pause: false }],
+        split: [CanaryStep::plain(weight, Span::seconds(3600 * hours))],
         matches: Vec::new(),
         stickiness: Stickiness::Cookie("arm".into()),
         metric,

@@ -85,7 +85,7 @@ fn the_deadline_may_be_extended_but_not_for_ever() {
 
 fn ab_test(weight: u32, hours: i64) -> AbTest {
     AbTest {
-        split: [CanaryStep { weight, duration: Span::seconds(3600 * hours), pause: false }],
+        split: [CanaryStep::plain(weight, Span::seconds(3600 * hours))],
         matches: Vec::new(),
         stickiness: Stickiness::Cookie("arm".into()),
         metric: Some(AbMetric::Conversion),

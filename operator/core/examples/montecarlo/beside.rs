@@ -65,7 +65,7 @@ pub(crate) fn verdicts(short: bool, promises: &mut Promises) {
     for (metric, outcome, deviation) in [(AbMetric::Conversion, 0.05, 0.0), (mean, 4.0, 2.0)] {
         for weight in [50, 10] {
             let test = AbTest {
-                split: [CanaryStep { weight, duration: Span::seconds(86_400), pause: false }],
+                split: [CanaryStep::plain(weight, Span::seconds(86_400))],
                 matches: Vec::new(),
                 stickiness: Stickiness::Cookie("bitnet-arm".into()),
                 metric: Some(metric),
