@@ -45,6 +45,6 @@ pub const MEANINGS: [(&str, &str); 9] = [
         "The evidence of the running attempt does not speak against the candidate. Unknown without evidence.",
     ),
     (ROLLED_BACK, "The spec's model was rolled back; only another model or the verb `retry` tries again."),
-    (RECONCILING, "What the spec asks for does not serve yet, and it goes on by itself (kstatus)."),
-    (STALLED, "What the spec asks for does not serve, and only an edit or a verb of a person helps (kstatus)."),
+    (RECONCILING, "For kstatus: what the spec asks for does not serve yet, and it goes on by itself."),
+    (STALLED, "For kstatus: what the spec asks for does not serve, and only an edit or a verb of a person helps."),
 ];

@@ -13,6 +13,8 @@ pub const NO_EVIDENCE: &str = "NoEvidence";
 pub const WITHIN_MARGINS: &str = "WithinMargins";
 /// `RolledBack=False`: no model of this spec was rolled back.
 pub const NOT_ROLLED_BACK: &str = "NotRolledBack";
+/// `Reconciling=False` and `Stalled=False`: what the spec asks for serves, or a person stopped it on purpose.
+pub const SETTLED: &str = "Settled";
 /// `TrafficManaged=Unknown`: the route could not be read.
 pub const ROUTE_UNKNOWN: &str = "RouteUnknown";
 /// `TrafficManaged=False`: the API server denied a write.
@@ -55,10 +57,11 @@ pub fn all() -> Vec<Entry> {
     all
 }
 
-const OTHERS: [(&str, &str, &str); 7] = [
+const OTHERS: [(&str, &str, &str); 8] = [
     (ACCEPTED, "The spec and everything it names were understood.", NOTHING),
     (NO_EVIDENCE, "Nothing was compared and no live request was seen yet.", "Wait for the first tick of an attempt."),
     (WITHIN_MARGINS, "Nothing speaks against the candidate so far.", NOTHING),
+    (SETTLED, "What the spec asks for serves, or a person stopped it on purpose.", NOTHING),
     (NOT_ROLLED_BACK, "The model of this spec was not rolled back.", NOTHING),
     (
         ROUTE_UNKNOWN,

@@ -5,13 +5,10 @@
 
 use super::ConditionSet;
 use bitnet_api::{
-    conditions as kind,
+    conditions as kind, reasons,
     validate::{Refusal, RefusalReason},
 };
 use bitnet_core::report::{Phase, Reason, Report};
-
-/// `Reconciling=False` and `Stalled=False`: what the spec asks for serves, or a person stopped it on purpose.
-const SETTLED: &str = "Settled";
 
 /// Where a rollout stands.
 enum Stand {
@@ -53,7 +50,7 @@ fn say(set: &mut ConditionSet<'_>, stand: &Stand, reason: &str, message: &str) {
         if holds {
             set.put(type_, "True", reason, message);
         } else {
-            set.put(type_, "False", SETTLED, "");
+            set.put(type_, "False", reasons::SETTLED, "");
         }
     }
 }
