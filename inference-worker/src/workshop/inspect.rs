@@ -2,7 +2,8 @@
 
 use super::WorkshopError;
 use crate::model::{
-    Activation, Held, LinearKind, ModelConfig, ScaleRule, Shards, StoredTensor, Text, digest, each_tensor,
+    Activation, Held, LayerPrecision, LinearKind, ModelConfig, ScaleRule, Shards, StoredTensor, Text, digest,
+    each_tensor,
 };
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -123,7 +124,8 @@ pub struct TensorFact {
     pub name: String,
     /// File that holds it.
     pub file: String,
-    /// `ternary`, `binary` (2-bit codes without a zero), `fp16`, `bf16`, `fp32`, or the stored type's name.
+    /// `ternary`, `binary` (1-bit codes, or 2-bit codes without a zero), `int4`, `int8`, `fp16`, `bf16`, `fp32`, or the
+    /// stored type's name.
     pub precision: &'static str,
     /// Shape of the matrix, not of its packed form.
     pub shape: Vec<usize>,
@@ -276,7 +278,7 @@ const KV_BITS: [u32; 4] = [16, 8, 4, 3];
 fn memory(config: &ModelConfig, facts: &[TensorFact]) -> Memory {
     let is_linear = |fact: &TensorFact| fact.name.contains("_proj.");
     let held = |fact: &TensorFact| match fact.precision {
-        "ternary" | "binary" => fact.weights.div_ceil(4),
+        "ternary" | "binary" => fact.weights.div_ceil(4).min(fact.bytes),
         _ if config.linear == LinearKind::Online && is_linear(fact) => fact.weights.div_ceil(4),
         _ => fact.bytes,
     };
@@ -306,7 +308,21 @@ fn fact(config: &ModelConfig, name: &str, tensor: &StoredTensor<'_>, scale: Opti
     let (dtype, stored) = tensor.stored();
     let bytes = tensor.bytes();
     let file = tensor.file().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let layer = name.strip_suffix(".weight").and_then(|module| config.precisions.get(module));
     let (precision, shape, zeros, broken) = match (dtype, stored, rows_of(config, name)) {
+        (Dtype::U8, [packed, columns], Some(rows))
+            if layer == Some(&LayerPrecision::Binary) && rows.div_ceil(8) == *packed =>
+        {
+            ("binary", vec![rows, *columns], 0, 0)
+        }
+        (Dtype::U8, [packed, columns], Some(rows))
+            if layer == Some(&LayerPrecision::Int4) && rows.div_ceil(2) == *packed =>
+        {
+            // A last plane that is short is not told apart from weights: its codes count as they are.
+            let zeros = bytes.iter().map(|b| u64::from(b & 15 == 8) + u64::from(b >> 4 == 8)).sum();
+            ("int4", vec![rows, *columns], zeros, 0)
+        }
+        (Dtype::I8, ..) => ("int8", stored.to_vec(), bytes.iter().map(|b| u64::from(*b == 0)).sum(), 0),
         (Dtype::U8, [packed, columns], Some(rows)) if rows.div_ceil(4) == *packed => {
             let counts = codes(bytes, rows, *columns);
             let precision = if counts[1] == 0 { "binary" } else { "ternary" };

@@ -12,6 +12,7 @@ use super::export::write_json;
 use super::inspect::first_number;
 use super::shards::write_model_files;
 use super::staging::Staging;
+use crate::kernels::ActivationBits;
 use crate::model::{
     Activation, LayerPrecision, LinearKind, ModelConfig, SHARED_INPUTS, ScaleRule, Shards, StoredTensor,
 };
@@ -165,6 +166,13 @@ pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
     if matches!(config.linear, LinearKind::Packed(_)) && (order.phase.is_some() || !order.rules.is_empty()) {
         return Err(WorkshopError::Refused(format!(
             "{} is packed already: convert the plain checkpoint that it came from, or leave --phase and --precision out to store it in another form",
+            order.model.display()
+        )));
+    }
+    let narrow = config.input_bits != ActivationBits::default();
+    if narrow && order.storage == Storage::Gguf {
+        return Err(WorkshopError::Refused(format!(
+            "--format gguf: {} quantises activations to 4 bits, which GGUF has no field for: use --format safetensors",
             order.model.display()
         )));
     }
@@ -359,12 +367,16 @@ fn write_config(
         };
         let mut names = vec![json!("lm_head")];
         names.extend(kept.into_iter().map(|name| json!(name)));
-        json!({
+        let mut quantization = json!({
             "quant_method": "bitnet",
             "linear_class": class,
             "quantization_mode": "offline",
             "modules_to_not_convert": names,
-        })
+        });
+        if config.input_bits != ActivationBits::default() {
+            quantization["activation_bits"] = json!(4);
+        }
+        quantization
     };
     write_json(&dir.join("config.json"), &value)
 }
