@@ -521,13 +521,12 @@ fn a_worker_with_a_fallback_is_told_where_fp16_is() {
 #[test]
 fn the_service_of_fp16_comes_back_alone() {
     let mut world = existing(3);
-    let service = |name: &str| serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-    world.services.insert("chat-aaaaaaaaaa".into(), service("chat-aaaaaaaaaa"));
+    let service = world.services.remove("chat-baseline").unwrap();
     let grow = vec![Grow { serving: rollout().baseline, replicas: None, baseline: true }];
     let writes = render(&config(), &rollout(), &world, &Plan { grow: grow.clone(), ..plan() }).grow;
     let names: Vec<_> = writes.iter().map(|write| (write.kind, write.name.as_str())).collect();
     assert_eq!(names, [(Kind::Service, "chat-baseline")]);
-    world.services.insert("chat-baseline".into(), service("chat-baseline"));
+    world.services.insert("chat-baseline".into(), service);
     assert!(render(&config(), &rollout(), &world, &Plan { grow, ..plan() }).grow.is_empty());
 }
 

@@ -150,7 +150,7 @@ async fn a_deletion_is_not_held_up_by_a_gate_that_is_gone() {
     assert_eq!(stored.lock().unwrap()["metadata"]["finalizers"], json!([]));
 
     // A spec that no rule of today allows: what serves stays.
-    going["spec"]["capacity"] = json!("swap");
+    going["spec"]["strategy"] = json!({"canary": {}, "blueGreen": {}});
     let (client, log, stored) = world(going, None, |_| None);
     assert_eq!(look(&context(&client)).await.unwrap(), Action::await_change());
     assert_eq!(writes(&log), ["POST tenant/events", "PATCH modelrollouts/chat"]);
