@@ -2,9 +2,12 @@
 //! that makes model pairs.
 //!
 //! The path of a request: [`serve`] (HTTP) → [`engine`] (batches, cache, clock) → [`model`] (forward pass, loader) →
-//! [`kernels`]. [`compare`] asks peers over the internal port; [`workshop`] trains and damages models.
+//! [`kernels`]; [`device`] puts the forward pass on a GPU where there is one. [`compare`] asks peers over the internal port; [`workshop`] trains and damages models.
 
 pub mod compare;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod device;
 pub mod engine;
 pub mod kernels;
 pub mod model;

@@ -19,6 +19,8 @@ enum Command {
     Serve(commands::serve::Args),
     /// Time prompts and decoding, beside what memory and instructions of this machine allow.
     Bench(commands::bench::Args),
+    /// Compare this machine's kernels, or its GPU, with the reference; exit with an error where they differ.
+    Selftest(commands::selftest::Args),
     /// Measure how often the baseline would choose a model's tokens, so that the model knows how sure it is (cascade).
     Calibrate(commands::calibrate::Args),
     /// Write the logits of a token sequence as .npy: a parity tool that needs no tokenizer.
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(args) => commands::serve::run(args),
         Command::Bench(args) => commands::bench::run(&args),
+        Command::Selftest(args) => commands::selftest::run(&args),
         Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Distill(args) => commands::distill::run(args),

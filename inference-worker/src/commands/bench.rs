@@ -1,6 +1,7 @@
 //! `inference-worker bench`: speed of prompts and of decoding, beside what the machine could do.
 
 use anyhow::{Context, bail, ensure};
+use inference_worker::device::{Device, GpuKv};
 use inference_worker::model::{KvBits, KvCache, LoadOptions, Model, Precision, Shape, Step, Want};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -28,22 +29,28 @@ pub(crate) struct Args {
     batch: Vec<usize>,
     /// Tokens that a sequence holds before it is decoded on.
     #[arg(short = 'd', long, default_value_t = 0)]
-    depth: usize,
+    pub(super) depth: usize,
     /// Bits of cached keys and values: 16, 8, 4 or 3.
     #[arg(long, default_value = "16")]
-    kv_bits: KvBits,
+    pub(super) kv_bits: KvBits,
     /// How logits are computed.
     #[arg(long, value_enum, default_value = "exact")]
-    head: super::Head,
+    pub(super) head: super::Head,
     /// Prompt tokens that one pass reads at most.
     #[arg(long, default_value_t = 512)]
-    chunk: usize,
+    pub(super) chunk: usize,
+    /// Where the model runs: cpu, cuda, cuda:N. A GPU takes no --threads.
+    #[arg(long, default_value = "cpu")]
+    pub(super) device: Device,
+    /// Keys and values on a GPU.
+    #[arg(long, value_enum, default_value = "f16")]
+    pub(super) gpu_kv: GpuKv,
     /// Threads [default: the CPUs at hand].
     #[arg(short = 't', long, value_delimiter = ',')]
     threads: Vec<usize>,
     /// Repetitions; the table shows the median and the fastest.
     #[arg(short = 'r', long, default_value_t = 5)]
-    repetitions: usize,
+    pub(super) repetitions: usize,
     /// How results are written.
     #[arg(short = 'o', long, value_enum, default_value = "table")]
     output: Output,
@@ -63,20 +70,20 @@ enum Output {
 }
 
 /// A model to time, not loaded yet.
-enum Subject<'a> {
+pub(super) enum Subject<'a> {
     Directory(&'a Path),
     Random(Shape, Precision),
 }
 
 impl Subject<'_> {
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match self {
             Self::Directory(dir) => dir.display().to_string(),
             Self::Random(shape, _) => format!("random {}", shape.name),
         }
     }
 
-    fn load(&self, options: &LoadOptions) -> anyhow::Result<Model> {
+    pub(super) fn load(&self, options: &LoadOptions) -> anyhow::Result<Model> {
         match self {
             Self::Directory(dir) => {
                 Model::load(dir, options).with_context(|| format!("cannot load the model in {}", dir.display()))
@@ -94,10 +101,10 @@ struct Machine {
 
 /// One line of the table.
 #[derive(serde::Serialize)]
-struct Line {
+pub(super) struct Line {
     model: String,
     precision: &'static str,
-    kernel: &'static str,
+    kernel: String,
     threads: usize,
     test: String,
     n_prompt: usize,
@@ -146,6 +153,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.output == Output::Table {
         println!("{}", heading());
     }
+    ensure!(args.device != Device::Auto, "--device must be cpu, cuda or cuda:N: a benchmark says what it ran on");
+    if args.device != Device::Cpu {
+        ensure!(
+            args.threads.is_empty() && args.kv_bits == KvBits::Sixteen && args.head == super::Head::Exact,
+            "--threads, --kv-bits and --head are for the CPU; leave them out with --device cuda (and see --gpu-kv)"
+        );
+        for subject in &subjects {
+            on_gpu(subject, args, |line| {
+                if args.output == Output::Table {
+                    println!("{}", row(&line));
+                }
+                lines.push(line);
+            })?;
+        }
+        return print_json(args, &lines);
+    }
     for subject in &subjects {
         let mut model =
             subject.load(&LoadOptions { kv_bits: args.kv_bits, head: args.head.mode(), ..LoadOptions::default() })?;
@@ -163,15 +186,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
+    print_json(args, &lines)
+}
+
+fn print_json(args: &Args, lines: &[Line]) -> anyhow::Result<()> {
     if args.output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
+        println!("{}", serde_json::to_string_pretty(lines)?);
     }
     Ok(())
 }
 
+#[cfg(feature = "cuda")]
+fn on_gpu(subject: &Subject<'_>, args: &Args, take: impl FnMut(Line)) -> anyhow::Result<()> {
+    super::bench_gpu::run(subject, args, &tests(args), take)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(_subject: &Subject<'_>, _args: &Args, _take: impl FnMut(Line)) -> anyhow::Result<()> {
+    Err(inference_worker::device::DeviceError::NotBuilt.into())
+}
+
 /// What is timed: a prompt, or decoding.
 #[derive(Clone, Copy)]
-enum Test {
+pub(super) enum Test {
     Prompt(usize),
     Decode { tokens: usize, batch: usize },
 }
@@ -186,11 +223,18 @@ fn tests(args: &Args) -> Vec<Test> {
     prompts.chain(decodes).collect()
 }
 
+impl Test {
+    /// Tokens of the prompt, tokens to decode, sequences, tokens that are there before.
+    pub(super) fn sizes(&self, args: &Args) -> (usize, usize, usize, usize) {
+        match *self {
+            Self::Prompt(tokens) => (tokens, 0, 1, 0),
+            Self::Decode { tokens, batch } => (0, tokens, batch, args.depth),
+        }
+    }
+}
+
 fn time(model: &Model, name: String, test: &Test, args: &Args, machine: &Machine) -> anyhow::Result<Line> {
-    let (n_prompt, n_gen, batch, depth) = match *test {
-        Test::Prompt(tokens) => (tokens, 0, 1, 0),
-        Test::Decode { tokens, batch } => (0, tokens, batch, args.depth),
-    };
+    let (n_prompt, n_gen, batch, depth) = test.sizes(args);
     let room = depth + n_prompt + n_gen;
     let context = model.config().context;
     ensure!(room <= context, "{room} positions are asked for but the model's context is {context}; ask for fewer");
@@ -223,43 +267,63 @@ fn time(model: &Model, name: String, test: &Test, args: &Args, machine: &Machine
             cache.truncate(depth);
         }
     }
-    let mut sorted = samples_ts.clone();
-    sorted.sort_by(f64::total_cmp);
-    let median_ts = sorted[sorted.len() / 2];
-    let (layers, head) = model.products_per_token();
-    // Tokens per pass, rows of logits per token.
-    let (per_pass, per_token) = match *test {
-        Test::Prompt(tokens) => (tokens.min(args.chunk), 1.0 / tokens as f64),
-        Test::Decode { batch, .. } => (batch, 1.0),
-    };
-    let gb_per_s = model.bytes_per_pass() as f64 * median_ts / per_pass as f64 / 1e9;
-    let gmac_per_s = (layers as f64 + head as f64 * per_token) * median_ts / 1e9;
-    Ok(Line {
-        model: name,
-        precision: model.precision(),
-        kernel: model.kernel(),
-        threads: model.cpu().pool().threads(),
-        test: match *test {
-            Test::Prompt(tokens) => format!("pp{tokens}"),
-            Test::Decode { tokens, .. } if depth > 0 => format!("tg{tokens}@{depth}"),
-            Test::Decode { tokens, .. } => format!("tg{tokens}"),
-        },
-        n_prompt,
-        n_gen,
-        batch,
-        depth,
-        kv_bits: model.kv_bits().bits(),
-        median_ts,
-        best_ts: sorted[sorted.len() - 1],
-        samples_ts,
-        weight_bytes: model.bytes_per_pass(),
-        gb_per_s,
-        read_gb_per_s: machine.read / 1e9,
-        read_share: gb_per_s * 1e9 / machine.read,
-        gmac_per_s,
-        peak_gmac_per_s: machine.products.map(|peak| peak / 1e9),
-        peak_share: machine.products.map(|peak| gmac_per_s * 1e9 / peak),
-    })
+    let weights = (model.bytes_per_pass(), model.products_per_token());
+    let machine = (machine.read, machine.products, model.cpu().pool().threads(), model.kv_bits().bits());
+    Ok(Line::new(name, model.precision(), model.kernel().to_owned(), test, args, samples_ts, weights, machine))
+}
+
+impl Line {
+    /// `weights`: bytes of a pass, and multiply-adds per token of the layers and of the head. `machine`: bytes per second
+    /// that it reads, multiply-adds per second at most, threads, bits of keys and values.
+    #[expect(clippy::too_many_arguments, reason = "a line of a table")]
+    pub(super) fn new(
+        model: String,
+        precision: &'static str,
+        kernel: String,
+        test: &Test,
+        args: &Args,
+        samples_ts: Vec<f64>,
+        (weight_bytes, (layers, head)): (usize, (usize, usize)),
+        (read, products, threads, kv_bits): (f64, Option<f64>, usize, usize),
+    ) -> Self {
+        let (n_prompt, n_gen, batch, depth) = test.sizes(args);
+        let mut sorted = samples_ts.clone();
+        sorted.sort_by(f64::total_cmp);
+        let median_ts = sorted[sorted.len() / 2];
+        // Tokens per pass, rows of logits per token.
+        let (per_pass, per_token) = match *test {
+            Test::Prompt(tokens) => (tokens.min(args.chunk), 1.0 / tokens as f64),
+            Test::Decode { batch, .. } => (batch, 1.0),
+        };
+        let gb_per_s = weight_bytes as f64 * median_ts / per_pass as f64 / 1e9;
+        let gmac_per_s = (layers as f64 + head as f64 * per_token) * median_ts / 1e9;
+        Self {
+            model,
+            precision,
+            kernel,
+            threads,
+            test: match *test {
+                Test::Prompt(tokens) => format!("pp{tokens}"),
+                Test::Decode { tokens, .. } if depth > 0 => format!("tg{tokens}@{depth}"),
+                Test::Decode { tokens, .. } => format!("tg{tokens}"),
+            },
+            n_prompt,
+            n_gen,
+            batch,
+            depth,
+            kv_bits,
+            median_ts,
+            best_ts: sorted[sorted.len() - 1],
+            samples_ts,
+            weight_bytes,
+            gb_per_s,
+            read_gb_per_s: read / 1e9,
+            read_share: gb_per_s * 1e9 / read,
+            gmac_per_s,
+            peak_gmac_per_s: products.map(|peak| peak / 1e9),
+            peak_share: products.map(|peak| gmac_per_s * 1e9 / peak),
+        }
+    }
 }
 
 /// Reads a prompt in passes of at most `chunk` tokens; the last one gives logits.

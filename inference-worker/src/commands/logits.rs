@@ -1,7 +1,9 @@
 //! `inference-worker logits`: a parity tool that needs no tokenizer.
 
 use anyhow::{Context, ensure};
-use inference_worker::model::{LoadOptions, Model, Step, Want};
+use inference_worker::device::{Device, GpuKv, Runner};
+use inference_worker::engine::{Network, Turn};
+use inference_worker::model::{LoadOptions, Model};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -18,10 +20,16 @@ pub(crate) struct Args {
     /// File to write: f32 [tokens, vocabulary], NumPy format. It appears whole or not at all.
     #[arg(long, value_name = "FILE.npy")]
     out: PathBuf,
+    /// Where the model runs: auto, cpu, cuda, cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Keys and values on a GPU.
+    #[arg(long, value_enum, default_value = "f16")]
+    gpu_kv: GpuKv,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let Args { model: dir, tokens, out } = args;
+    let Args { model: dir, tokens, out, device, gpu_kv } = args;
     let model = Model::load(&dir, &LoadOptions::default())
         .with_context(|| format!("cannot load the model in {}", dir.display()))?;
     let context = model.config().context;
@@ -30,11 +38,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         "--tokens has {} ids but the model's context is {context}; give at most that many",
         tokens.len()
     );
+    let model = Runner::place(model, device, gpu_kv)?;
     let mut cache = model.new_cache(tokens.len());
-    let mut steps = [Step::new(&mut cache, &tokens, Want::All)];
-    model.forward(&mut steps).context("--tokens does not fit the model")?;
-    let [step] = steps;
-    write_npy(&out, &step.logits, model.config().vocab_size).with_context(|| format!("cannot write {}", out.display()))
+    let want: Vec<u32> = (0..tokens.len() as u32).collect();
+    let mut turns = [Turn { cache: &mut cache, tokens: &tokens, want: &want, logits: Vec::new() }];
+    model.forward(&mut turns).map_err(anyhow::Error::msg).context("--tokens does not fit the model")?;
+    let [turn] = turns;
+    write_npy(&out, &turn.logits, model.config().vocab_size).with_context(|| format!("cannot write {}", out.display()))
 }
 
 /// Writes rows of f32 as NumPy format 1.0, through a temporary file beside the target.

@@ -1,6 +1,8 @@
 //! One file per verb: arguments and what they do.
 
 pub(crate) mod bench;
+#[cfg(feature = "cuda")]
+mod bench_gpu;
 pub(crate) mod calibrate;
 pub(crate) mod convert;
 pub(crate) mod damage;
@@ -10,6 +12,7 @@ pub(crate) mod federated;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod package;
+pub(crate) mod selftest;
 pub(crate) mod serve;
 
 use inference_worker::model::HeadMode;

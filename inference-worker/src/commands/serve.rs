@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use inference_worker::compare::PeerSettings;
+use inference_worker::device::{Device, GpuKv};
 use inference_worker::engine;
 use inference_worker::model::KvBits;
 use inference_worker::serve::{
@@ -61,6 +62,13 @@ pub(crate) struct Args {
     /// Threads of a forward pass [default: the CPUs at hand, as the container's limit has it].
     #[arg(long, env = "BITNET_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Where the model runs: cpu; cuda, the first GPU (cuda:N: GPU number N), or not at all; auto: the first GPU where this
+    /// build, the host and the model allow, else the CPU.
+    #[arg(long, env = "BITNET_DEVICE", default_value = "auto")]
+    device: Device,
+    /// Keys and values on a GPU: f16, or int8 in half the memory.
+    #[arg(long, env = "BITNET_GPU_KV", value_enum, default_value = "f16")]
+    gpu_kv: GpuKv,
     /// Tokens whose keys and values are kept after their requests, so that a beginning that requests share (a system
     /// prompt, a conversation) is read once; 0 for none. Comparisons never use it.
     #[arg(long, env = "BITNET_PREFIX_CACHE", value_name = "TOKENS", default_value_t = 2048)]
@@ -225,6 +233,8 @@ fn settings(args: Args) -> Settings {
         kv_bits: args.kv_bits,
         memory_budget: args.memory_budget,
         head: args.head.mode(),
+        device: args.device,
+        gpu_kv: args.gpu_kv,
         request_timeout: args.request_timeout,
         head_time: args.head_timeout,
         metric_names: args.metrics_compat.map_or(MetricNames::Ours, |MetricsCompat::Vllm| MetricNames::AndVllm),

@@ -85,7 +85,7 @@ impl Dense {
     }
 
     /// Elements with their padding of zeros, and the distance of two rows.
-    pub(super) fn padded(&self) -> (&Elements, usize) {
+    pub(crate) fn padded(&self) -> (&Elements, usize) {
         (&self.elements, self.stride)
     }
 }

@@ -92,6 +92,12 @@ impl Ternary {
         ((byte >> (place / 4 * 2)) & 3) as i8 - 1
     }
 
+    /// The blocks as they lie in memory, and the rows of a panel; for backends that keep their own copy.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn packed(&self) -> (&[Block], usize) {
+        (self.data.as_slice(), PANEL)
+    }
+
     /// Number of panels.
     pub(super) fn panels(&self) -> usize {
         self.rows.div_ceil(PANEL)

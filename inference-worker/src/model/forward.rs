@@ -215,13 +215,13 @@ impl Scratch {
 }
 
 /// `theta^(-2i / head_dim)`, in the single precision of the reference implementation.
-fn frequencies(config: &ModelConfig) -> Vec<f32> {
+pub(super) fn frequencies(config: &ModelConfig) -> Vec<f32> {
     let width = config.head_dim as f32;
     (0..config.head_dim / 2).map(|i| config.rope_theta.powf((2 * i) as f32 / width).recip()).collect()
 }
 
 /// Cosine and sine of `position · frequency`.
-fn angles(frequencies: &[f32], position: usize) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn angles(frequencies: &[f32], position: usize) -> (Vec<f32>, Vec<f32>) {
     frequencies.iter().map(|frequency| (position as f32 * frequency).sin_cos()).map(|(sin, cos)| (cos, sin)).unzip()
 }
 

@@ -16,6 +16,8 @@ mod gguf;
 mod head;
 mod linear;
 mod load;
+#[cfg(feature = "cuda")]
+mod parts;
 mod random;
 mod self_test;
 mod text;
@@ -30,6 +32,8 @@ pub use error::{ForwardError, LoadError, TensorFault, TextError};
 pub use forward::{Step, Want};
 pub(crate) use gguf::{Held, each_tensor};
 pub use head::HeadMode;
+#[cfg(feature = "cuda")]
+pub(crate) use parts::{LayerParts, Matrix};
 pub use random::{Precision, Shape};
 pub use self_test::SelfTestError;
 pub use text::{ChatMessage, Text, TextStream};

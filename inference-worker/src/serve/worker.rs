@@ -9,6 +9,7 @@ use super::split;
 use super::upstream::{Upstream, UpstreamSettings};
 use super::users::Users;
 use crate::compare::{Comparer, PeerSettings, Shadow};
+use crate::device::{Device, DeviceError, GpuKv, Runner};
 use crate::engine::{self, AskError, Engine, MemoryPlan};
 use crate::model::{self, HeadMode, KvBits, LoadError, LoadOptions, Model, Text};
 use bitnet_api::worker::Identity;
@@ -47,6 +48,10 @@ pub struct Settings {
     pub memory_budget: Option<usize>,
     /// How logits are computed.
     pub head: HeadMode,
+    /// Where the model runs.
+    pub device: Device,
+    /// Keys and values on a GPU.
+    pub gpu_kv: GpuKv,
     /// Time from a request's arrival to the end of its answer.
     pub request_timeout: Duration,
     /// Time from the first byte of a request to the end of its head.
@@ -86,6 +91,9 @@ pub enum StartError {
     /// The kernels do not compute on this CPU what they should.
     #[error("SelfTestFailed")]
     SelfTest(#[source] model::SelfTestError),
+    /// The GPU that was asked for cannot be used.
+    #[error("DeviceUnavailable")]
+    Device(#[source] DeviceError),
     /// No HTTP client could be made.
     #[error("the HTTP client for other workers did not start")]
     Peers(#[source] reqwest::Error),
@@ -132,6 +140,8 @@ pub struct Facts {
     pub precision: String,
     /// Name of the kernel set.
     pub kernel: String,
+    /// `cpu` or `cuda`.
+    pub device: &'static str,
 }
 
 /// The state of one worker process.
@@ -195,13 +205,10 @@ impl Worker {
         let Settings { context, threads, kv_bits, head, .. } = self.settings;
         let options = LoadOptions { context, threads: Some(threads), kv_bits, head, ..LoadOptions::default() };
         let text = Text::load(dir).map_err(StartError::ModelInvalid)?;
-        let mut model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
-        model.self_test().map_err(StartError::SelfTest)?;
-        let engine = self.settings.engine;
-        let plan = MemoryPlan::of(&model, &engine, self.settings.memory_budget).map_err(StartError::Budget)?;
-        tracing::info!(total = plan.total(), budget = self.settings.memory_budget, %plan, "memory in bytes at most");
-        model.set_kv_bits(plan.kv_bits);
-        let engine = engine::Options { max_batch: plan.sequences, ..engine };
+        let model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
+        // A GPU is compared with the CPU there, the CPU with the portable kernels here.
+        let mut model = Runner::place(model, self.settings.device, self.settings.gpu_kv).map_err(StartError::Device)?;
+        let engine = self.plan(&mut model)?;
         let config = model.config();
         let facts = Facts {
             vocabulary: config.vocab_size,
@@ -210,14 +217,40 @@ impl Worker {
             digest: found,
             precision: model.precision().to_owned(),
             kernel: model.kernel().to_owned(),
+            device: model.device(),
         };
         let engine = Engine::start(model, engine).map_err(StartError::Thread)?;
         self.install(engine, text, facts)
     }
 
+    /// Checks a model on the CPU and plans its memory; how the engine batches then.
+    fn plan(&self, model: &mut Runner) -> Result<engine::Options, StartError> {
+        let Settings { engine, memory_budget, .. } = self.settings;
+        match model {
+            Runner::Cpu(model) => {
+                model.self_test().map_err(StartError::SelfTest)?;
+                let plan = MemoryPlan::of(model, &engine, memory_budget).map_err(StartError::Budget)?;
+                tracing::info!(total = plan.total(), budget = memory_budget, %plan, "memory in bytes at most");
+                model.set_kv_bits(plan.kv_bits);
+                Ok(engine::Options { max_batch: plan.sequences, ..engine })
+            }
+            #[cfg(feature = "cuda")]
+            Runner::Cuda(_) => {
+                let refuse = |option| Err(StartError::Device(DeviceError::ForCpu { option }));
+                if memory_budget.is_some() {
+                    return refuse("--memory-budget");
+                }
+                if self.settings.kv_bits != KvBits::default() {
+                    return refuse("--kv-bits");
+                }
+                Ok(engine)
+            }
+        }
+    }
+
     /// Serves an engine that runs already. Not ready before [`Worker::warm_up`]. A second call changes nothing.
     pub fn install(&self, engine: Engine, text: Text, facts: Facts) -> Result<(), StartError> {
-        let Facts { vocabulary, context, eos, digest, precision, kernel } = facts;
+        let Facts { vocabulary, context, eos, digest, precision, kernel, device } = facts;
         let identity = Identity {
             revision: self.settings.revision.clone(),
             tokenizer: text.tokenizer_hash().to_owned(),
@@ -228,7 +261,7 @@ impl Worker {
             model_digest: digest,
             precision,
             kernel,
-            device: "cpu".to_owned(),
+            device: device.to_owned(),
             worker_version: env!("CARGO_PKG_VERSION").to_owned(),
             process: self.account.process().to_owned(),
         };

@@ -14,6 +14,7 @@ use axum::http::Request;
 use axum::response::Response;
 use bitnet_api::worker::Counters;
 use inference_worker::compare::PeerSettings;
+use inference_worker::device::{Device, GpuKv};
 use inference_worker::engine::{self, Engine};
 use inference_worker::model::{HeadMode, KvBits, Text};
 use inference_worker::serve::{Facts, MetricNames, ServeError, Server, Settings, Stop, Worker, internal_router};
@@ -41,6 +42,8 @@ pub fn settings(model: &Path) -> Settings {
         kv_bits: KvBits::default(),
         memory_budget: None,
         head: HeadMode::default(),
+        device: Device::Cpu,
+        gpu_kv: GpuKv::F16,
         request_timeout: Duration::from_secs(10),
         head_time: Duration::from_millis(300),
         metric_names: MetricNames::AndVllm,
@@ -104,6 +107,7 @@ async fn scripted(
         digest: "0".repeat(64),
         precision: precision.to_owned(),
         kernel: "scripted".to_owned(),
+        device: "cpu",
     };
     let script = text.encode(script).expect("the script has tokens");
     let engine = Engine::start(network(script), settings.engine).expect("a thread");

@@ -1,0 +1,586 @@
+//! The forward pass on the GPU: nine kernels a layer, for decoding as one CUDA graph.
+
+use super::cache::{Cache, KvPrecision};
+use super::error::{CudaError, Doing};
+use super::gpu::{Gpu, NARROW, NORM_THREADS, Tile};
+use super::params::{Address, Attention, CacheShape, Embed, Kind, Norm, Product, Seat, StoreKv, Use};
+use super::weights::{Layer, Packed, Weights};
+use crate::engine::Turn;
+use crate::model::{Activation, Model, ModelConfig};
+use cudarc::driver::{CudaGraph, CudaSlice, PinnedHostSlice, sys};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+/// Most tokens that run at once; a longer pass is cut, which changes no result of a ternary layer.
+const MOST_TOKENS: usize = 1024;
+/// Most blocks that share the positions of one sequence.
+const MOST_SPLITS: usize = 32;
+/// A block of attention that reads fewer positions is not worth starting.
+const LEAST_POSITIONS: usize = 32;
+/// Blocks of attention that fill a GPU.
+const ENOUGH_BLOCKS: usize = 1024;
+/// Warps of a wide product, each with a group of rows.
+const WIDE_WARPS: usize = 8;
+/// Threads that copy logits to where they are wanted, and rows below which another one is not worth starting.
+const COPIERS: usize = 8;
+const ROWS_PER_COPIER: usize = 2;
+/// Tokens of a block of a wide product.
+const WIDE_TOKENS: usize = 64;
+
+/// A model in the memory of one GPU. Belongs to one thread at a time.
+pub struct CudaModel {
+    pub(super) gpu: Gpu,
+    config: ModelConfig,
+    precision: &'static str,
+    kernel: String,
+    bytes_per_pass: usize,
+    products_per_token: (usize, usize),
+    weights: Weights,
+    kv: KvPrecision,
+    /// Buffers of decoding, whose addresses are in the graphs.
+    decode: Buffers,
+    /// Buffers of prompts, which grow.
+    prompt: RefCell<Option<Buffers>>,
+    /// By tokens and splits. Dropped before the buffers are, as fields are in order of declaration and no graph runs then.
+    graphs: RefCell<HashMap<(usize, usize), Graph>>,
+    head: Head,
+}
+
+/// A pass over some tokens, ready to be started again.
+struct Graph(CudaGraph);
+
+// SAFETY: a graph may be used by any thread, but by one at a time; its model is not `Sync`, so it is.
+unsafe impl Send for Graph {}
+
+/// Intermediate results of the tokens of a pass.
+struct Buffers {
+    tokens: usize,
+    seats: CudaSlice<u8>,
+    hidden: CudaSlice<u8>,
+    input: CudaSlice<u8>,
+    scales: CudaSlice<u8>,
+    sums: CudaSlice<u8>,
+    query: CudaSlice<u8>,
+    gated: CudaSlice<u8>,
+    /// int8 caches only.
+    kv: Option<CudaSlice<u8>>,
+    attended: CudaSlice<u8>,
+    parts: CudaSlice<u8>,
+}
+
+/// Logits of up to [`NARROW`] rows, on both sides.
+struct Head {
+    logits: CudaSlice<u8>,
+    host: RefCell<PinnedHostSlice<f32>>,
+}
+
+impl CudaModel {
+    /// Copies a model to GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// [`CudaError`]: no driver, no such GPU, too little memory, or a model that the kernels do not compute.
+    pub fn new(model: &Model, ordinal: usize, kv: KvPrecision) -> Result<Self, CudaError> {
+        let gpu = Gpu::open(ordinal)?;
+        let weights = Weights::new(&gpu, model)?;
+        let config = model.config().clone();
+        let decode = Buffers::new(&gpu, &config, &weights, kv, NARROW, MOST_SPLITS)?;
+        let head = Head {
+            logits: gpu.zeros(NARROW * config.vocab_size * size_of::<f32>())?,
+            host: RefCell::new(gpu.pinned(NARROW * config.vocab_size)?),
+        };
+        gpu.wait()?;
+        Ok(Self {
+            kernel: format!("cuda-sm{}{}", gpu.capability.0, gpu.capability.1),
+            precision: model.precision(),
+            bytes_per_pass: model.bytes_per_pass(),
+            products_per_token: model.products_per_token(),
+            config,
+            weights,
+            kv,
+            decode,
+            prompt: RefCell::new(None),
+            graphs: RefCell::new(HashMap::new()),
+            head,
+            gpu,
+        })
+    }
+
+    /// Shape and arithmetic.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// As [`Model::precision`].
+    pub fn precision(&self) -> &'static str {
+        self.precision
+    }
+
+    /// `cuda-sm90` and the like.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// The GPU's name.
+    pub fn gpu_name(&self) -> &str {
+        &self.gpu.name
+    }
+
+    /// As [`Model::bytes_per_pass`].
+    pub fn bytes_per_pass(&self) -> usize {
+        self.bytes_per_pass
+    }
+
+    /// As [`Model::products_per_token`].
+    pub fn products_per_token(&self) -> (usize, usize) {
+        self.products_per_token
+    }
+
+    /// Bytes of device memory of keys and values per position.
+    pub fn kv_bytes_per_position(&self) -> usize {
+        let factor = if self.kv == KvPrecision::Int8 { size_of::<f32>() } else { 0 };
+        self.config.layers * 2 * self.config.kv_heads * (self.config.head_dim * self.kv.bytes() + factor)
+    }
+
+    /// Bytes of device memory that are free.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn free_bytes(&self) -> Result<usize, CudaError> {
+        self.gpu.free_bytes()
+    }
+
+    /// Bytes per second that a kernel reads from device memory: the best of `rounds`.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn read_bandwidth(&self, rounds: usize) -> Result<f64, CudaError> {
+        self.gpu.read_bandwidth(rounds)
+    }
+
+    /// An empty cache for one sequence of at most `capacity` tokens; the model's context bounds it.
+    pub fn new_cache(&self, capacity: usize) -> Cache {
+        Cache::new(&self.gpu, &self.config, self.kv, capacity)
+    }
+
+    /// A cache that begins with the first `len` tokens of another one.
+    pub(crate) fn fork(&self, cache: &Cache, len: usize, capacity: usize) -> Cache {
+        let mut fork = self.new_cache(capacity);
+        fork.copy_from(&self.gpu, cache, len);
+        fork
+    }
+
+    /// One pass over all turns. After an error the caches are as they were, but for what lies behind their length.
+    pub(crate) fn forward(&self, turns: &mut [Turn<'_, Cache>]) -> Result<(), String> {
+        self.admissible(turns)?;
+        let (mut seats, mut wanted) = (Vec::new(), Vec::new());
+        for (at, turn) in turns.iter_mut().enumerate() {
+            let (cache, capacity) = (turn.cache.address(&self.gpu)?, turn.cache.capacity() as u32);
+            let position = turn.cache.len() as u32;
+            wanted.extend(turn.want.iter().map(|want| (at, seats.len() + *want as usize)));
+            seats.extend((position..).zip(turn.tokens).map(|(position, token)| Seat {
+                cache,
+                token: *token,
+                position,
+                capacity,
+                row: 0,
+            }));
+            turn.logits.clear();
+            turn.logits.reserve_exact(turn.want.len() * self.config.vocab_size);
+        }
+        self.run(&mut seats, &wanted, turns).map_err(|error| describe(&error))?;
+        for turn in turns {
+            turn.cache.advance(turn.tokens.len());
+        }
+        Ok(())
+    }
+
+    fn admissible(&self, turns: &[Turn<'_, Cache>]) -> Result<(), String> {
+        use crate::model::ForwardError;
+        for (step, turn) in turns.iter().enumerate() {
+            let (len, tokens, capacity) = (turn.cache.len(), turn.tokens.len(), turn.cache.capacity());
+            let error = if tokens > capacity - len {
+                Some(ForwardError::Capacity { step, len, tokens, capacity })
+            } else if let Some(token) = turn.tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
+                Some(ForwardError::Token { step, token: *token, vocab_size: self.config.vocab_size })
+            } else {
+                let outside = turn.want.iter().find(|want| **want as usize >= tokens);
+                outside.map(|position| ForwardError::Position { step, position: *position, tokens })
+            };
+            if let Some(error) = error {
+                return Err(error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// `wanted`: turn and seat of each row of logits, seats rising.
+    fn run(
+        &self,
+        seats: &mut [Seat],
+        wanted: &[(usize, usize)],
+        turns: &mut [Turn<'_, Cache>],
+    ) -> Result<(), CudaError> {
+        self.gpu.context.bind_to_thread().doing("taking the context")?;
+        let decodes = wanted.len() == seats.len() && turns.iter().all(|turn| turn.tokens.len() == 1);
+        if decodes && seats.len() <= NARROW {
+            seats.iter_mut().zip(0..).for_each(|(seat, row)| seat.row = row);
+            self.decode(seats)?;
+            return self.take_logits(wanted, turns);
+        }
+        let mut first = 0;
+        for seats in seats.chunks_mut(MOST_TOKENS) {
+            let inside: Vec<(usize, usize)> = wanted
+                .iter()
+                .filter(|(_, seat)| (first..first + seats.len()).contains(seat))
+                .map(|(turn, seat)| (*turn, seat - first))
+                .collect();
+            self.prompt(seats, &inside, turns)?;
+            first += seats.len();
+        }
+        Ok(())
+    }
+
+    /// One token of each sequence, with logits.
+    fn decode(&self, seats: &[Seat]) -> Result<(), CudaError> {
+        let splits = self.splits(seats);
+        self.gpu.write(self.gpu.address(&self.decode.seats), seats)?;
+        let mut graphs = self.graphs.borrow_mut();
+        if let Some(Graph(graph)) = graphs.get(&(seats.len(), splits)) {
+            self.gpu.break_chain();
+            return graph.launch().doing("starting a graph");
+        }
+        // The seats are on their way; a capture records what follows and runs nothing.
+        self.gpu.wait()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.gpu.stream.begin_capture(mode).doing("recording a graph")?;
+        self.gpu.break_chain();
+        let recorded =
+            self.layers(&self.decode, seats.len(), splits).and_then(|()| self.logits(&self.decode, seats.len()));
+        // Ends the capture whatever happened: the stream must be usable again.
+        let graph = self.gpu.stream.end_capture(sys::CUgraphInstantiate_flags(0)).doing("recording a graph");
+        recorded?;
+        let graph = graph?.ok_or(CudaError::Driver {
+            doing: "recording a graph",
+            source: cudarc::driver::DriverError(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED),
+        })?;
+        self.gpu.break_chain();
+        graph.launch().doing("starting a graph")?;
+        graphs.insert((seats.len(), splits), Graph(graph));
+        Ok(())
+    }
+
+    /// Any tokens, logits of some.
+    fn prompt(
+        &self,
+        seats: &mut [Seat],
+        wanted: &[(usize, usize)],
+        turns: &mut [Turn<'_, Cache>],
+    ) -> Result<(), CudaError> {
+        let mut prompt = self.prompt.borrow_mut();
+        if prompt.as_ref().is_none_or(|buffers| buffers.tokens < seats.len()) {
+            // The old ones go first: device memory may be short.
+            *prompt = None;
+            let tokens = seats.len().next_power_of_two().max(NARROW);
+            *prompt = Some(Buffers::new(&self.gpu, &self.config, &self.weights, self.kv, tokens, 1)?);
+        }
+        let Some(buffers) = prompt.as_ref() else { return Ok(()) };
+        let count = seats.len();
+        let mut blocks = wanted.chunks(NARROW);
+        let first = blocks.next().unwrap_or_default();
+        let mut name = |wanted: &[(usize, usize)]| {
+            seats.iter_mut().zip(wanted).for_each(|(seat, (_, row))| seat.row = *row as u32);
+            self.gpu.write(self.gpu.address(&buffers.seats), seats)
+        };
+        name(first)?;
+        self.layers(buffers, count, 1)?;
+        for (at, wanted) in std::iter::once(first).chain(blocks).filter(|wanted| !wanted.is_empty()).enumerate() {
+            if at > 0 {
+                name(wanted)?;
+            }
+            self.logits(buffers, wanted.len())?;
+            self.take_logits(wanted, turns)?;
+        }
+        self.gpu.wait()
+    }
+
+    /// How many blocks share the positions of a sequence: enough to fill the GPU, none with little to do.
+    fn splits(&self, seats: &[Seat]) -> usize {
+        let longest = seats.iter().map(|seat| seat.position as usize + 1).max().unwrap_or(1);
+        let (_, together) = self.gpu.kernels.attend(false, self.config.head_dim, self.group());
+        let blocks = seats.len() * self.config.heads / together;
+        let useful = longest.div_ceil(LEAST_POSITIONS).next_power_of_two();
+        let fitting = (ENOUGH_BLOCKS / blocks).max(1).next_power_of_two();
+        useful.min(fitting).min(MOST_SPLITS)
+    }
+
+    fn group(&self) -> usize {
+        self.config.heads / self.config.kv_heads
+    }
+
+    fn cache_shape(&self, layer: usize) -> CacheShape {
+        CacheShape {
+            layer: layer as u32,
+            layers: self.config.layers as u32,
+            kv_heads: self.config.kv_heads as u32,
+            head_dim: self.config.head_dim as u32,
+            bytes: self.kv.bytes() as u32,
+        }
+    }
+
+    /// From token ids to the residual stream after the last layer.
+    fn layers(&self, buffers: &Buffers, tokens: usize, splits: usize) -> Result<(), CudaError> {
+        let (gpu, config, embedding) = (&self.gpu, &self.config, &self.weights.embedding);
+        let params = Embed {
+            table: embedding.weights(gpu),
+            seats: gpu.address(&buffers.seats),
+            hidden: gpu.address(&buffers.hidden),
+            width: config.hidden_size as i32,
+            chunks: embedding.chunks as i32,
+            kind: embedding.kind,
+        };
+        gpu.launch(&gpu.kernels.embed, [tokens as u32, 1, 1], 256, &params)?;
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.attention(index, layer, buffers, tokens, splits)?;
+            self.feed_forward(layer, buffers, tokens)?;
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        buffers: &Buffers,
+        tokens: usize,
+        splits: usize,
+    ) -> Result<(), CudaError> {
+        let (gpu, config) = (&self.gpu, &self.config);
+        let shape = self.cache_shape(index);
+        let wide = config.heads * config.head_dim;
+        self.norm(
+            buffers,
+            gpu.address(&buffers.hidden),
+            config.hidden_size,
+            Some(&layer.input_norm),
+            &layer.qkv,
+            tokens,
+        )?;
+        let kv = buffers.kv.as_ref().map_or(0, |kv| gpu.address(kv));
+        let query = gpu.address(&buffers.query);
+        self.product(buffers, &layer.qkv, tokens, Use::Qkv, query, wide, kv, shape)?;
+        if kv != 0 {
+            let params = StoreKv { kv, seats: gpu.address(&buffers.seats), shape };
+            gpu.launch(&gpu.kernels.store_kv, [tokens as u32, config.kv_heads as u32, 2], 32, &params)?;
+        }
+        let int8 = self.kv == KvPrecision::Int8;
+        let (kernel, together) = gpu.kernels.attend(int8, config.head_dim, self.group());
+        let params = Attention {
+            query,
+            seats: gpu.address(&buffers.seats),
+            out: gpu.address(&buffers.attended),
+            parts: gpu.address(&buffers.parts),
+            shape,
+            heads: config.heads as i32,
+            splits: splits as i32,
+            scale: (config.head_dim as f32).sqrt().recip() * std::f32::consts::LOG2_E,
+        };
+        gpu.launch(kernel, [tokens as u32, (config.heads / together) as u32, splits as u32], 128, &params)?;
+        let params = Norm {
+            x: gpu.address(&buffers.attended),
+            parts: gpu.address(&buffers.parts),
+            weight: layer.attention_sub_norm.as_ref().map_or(0, |norm| gpu.address(norm)),
+            seats: gpu.address(&buffers.seats),
+            splits: splits as i32,
+            head_dim: config.head_dim as i32,
+            ..self.norm_params(buffers, wide, &layer.output)
+        };
+        gpu.launch(gpu.kernels.norm_attention(wide), [tokens as u32, 1, 1], NORM_THREADS, &params)?;
+        let hidden = gpu.address(&buffers.hidden);
+        self.product(buffers, &layer.output, tokens, Use::Add, hidden, config.hidden_size, 0, shape)
+    }
+
+    fn feed_forward(&self, layer: &Layer, buffers: &Buffers, tokens: usize) -> Result<(), CudaError> {
+        let (gpu, config) = (&self.gpu, &self.config);
+        let (hidden, gated) = (gpu.address(&buffers.hidden), gpu.address(&buffers.gated));
+        let (width, inner, shape) = (config.hidden_size, config.intermediate_size, self.cache_shape(0));
+        self.norm(buffers, hidden, width, Some(&layer.post_attention_norm), &layer.gate_up, tokens)?;
+        self.product(buffers, &layer.gate_up, tokens, Use::Gate, gated, inner, 0, shape)?;
+        self.norm(buffers, gated, inner, layer.ffn_sub_norm.as_ref(), &layer.down, tokens)?;
+        self.product(buffers, &layer.down, tokens, Use::Add, hidden, width, 0, shape)
+    }
+
+    /// Logits of the rows that the first `count` seats name, into the head's buffer.
+    fn logits(&self, buffers: &Buffers, count: usize) -> Result<(), CudaError> {
+        let (gpu, head, width) = (&self.gpu, self.weights.head(), self.config.hidden_size);
+        let params = Norm {
+            x: gpu.address(&buffers.hidden),
+            weight: gpu.address(&self.weights.norm),
+            seats: gpu.address(&buffers.seats),
+            ..self.norm_params(buffers, width, head)
+        };
+        gpu.launch(gpu.kernels.norm_rows(width), [count as u32, 1, 1], NORM_THREADS, &params)?;
+        let logits = gpu.address(&self.head.logits);
+        self.product(buffers, head, count, Use::Write, logits, self.config.vocab_size, 0, self.cache_shape(0))
+    }
+
+    /// Copies the head's buffer to where the rows are wanted.
+    fn take_logits(&self, wanted: &[(usize, usize)], turns: &mut [Turn<'_, Cache>]) -> Result<(), CudaError> {
+        let width = self.config.vocab_size;
+        let mut host = self.head.host.borrow_mut();
+        let host = &mut host.as_mut_slice().doing("reading logits")?[..wanted.len() * width];
+        self.gpu.read(self.gpu.address(&self.head.logits), host)?;
+        self.gpu.wait()?;
+        // Turns and rows come in the same order.
+        let mut rows = wanted.iter().zip(host.chunks_exact(width)).peekable();
+        let mut copies: Vec<(&mut Vec<f32>, Vec<&[f32]>)> = Vec::new();
+        for (index, turn) in turns.iter_mut().enumerate() {
+            let mut own = Vec::new();
+            while let Some((_, row)) = rows.next_if(|((turn, _), _)| *turn == index) {
+                own.push(row);
+            }
+            if !own.is_empty() {
+                copies.push((&mut turn.logits, own));
+            }
+        }
+        let share = copies.len().div_ceil(COPIERS).max(ROWS_PER_COPIER);
+        let copy = |part: &mut [(&mut Vec<f32>, Vec<&[f32]>)]| {
+            for (to, rows) in part {
+                for row in rows {
+                    to.extend_from_slice(row);
+                }
+            }
+        };
+        // Most of the time goes to touching new memory, which threads do side by side.
+        std::thread::scope(|scope| {
+            let mut parts = copies.chunks_mut(share);
+            let own = parts.next();
+            parts.for_each(|part| {
+                scope.spawn(move || copy(part));
+            });
+            own.into_iter().for_each(copy);
+        });
+        Ok(())
+    }
+
+    /// `norm(x)`, ready to be multiplied with `next`.
+    fn norm(
+        &self,
+        buffers: &Buffers,
+        x: Address,
+        width: usize,
+        weight: Option<&CudaSlice<u8>>,
+        next: &Packed,
+        tokens: usize,
+    ) -> Result<(), CudaError> {
+        let gpu = &self.gpu;
+        let weight = weight.map_or(0, |weight| gpu.address(weight));
+        let params = Norm { x, weight, ..self.norm_params(buffers, width, next) };
+        gpu.launch(gpu.kernels.norm_rows(width), [tokens as u32, 1, 1], NORM_THREADS, &params)
+    }
+
+    fn norm_params(&self, buffers: &Buffers, width: usize, next: &Packed) -> Norm {
+        Norm {
+            x: 0,
+            parts: 0,
+            weight: 0,
+            seats: 0,
+            out: self.gpu.address(&buffers.input),
+            scales: self.gpu.address(&buffers.scales),
+            sums: self.gpu.address(&buffers.sums),
+            eps: self.config.rms_eps,
+            width: width as i32,
+            stride: next.input_stride() as i32,
+            kind: next.kind,
+            splits: 1,
+            head_dim: 1,
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a product is made of")]
+    fn product(
+        &self,
+        buffers: &Buffers,
+        matrix: &Packed,
+        tokens: usize,
+        purpose: Use,
+        out: Address,
+        width: usize,
+        kv: Address,
+        shape: CacheShape,
+    ) -> Result<(), CudaError> {
+        let gpu = &self.gpu;
+        let params = Product {
+            weights: matrix.weights(gpu),
+            rule: matrix.rule(gpu),
+            x: gpu.address(&buffers.input),
+            scales: gpu.address(&buffers.scales),
+            sums: gpu.address(&buffers.sums),
+            out,
+            groups: matrix.groups as i32,
+            chunks: matrix.chunks as i32,
+            tokens: tokens as i32,
+            purpose,
+            width: width as i32,
+            silu: i32::from(self.config.activation == Activation::Silu),
+            heads: self.config.heads as i32,
+            seats: gpu.address(&buffers.seats),
+            angles: gpu.address(&self.weights.angles),
+            kv,
+            shape,
+        };
+        multiply(gpu, matrix.kind, &params)
+    }
+}
+
+/// Starts the product for its number of tokens.
+pub(super) fn multiply(gpu: &Gpu, kind: Kind, params: &Product) -> Result<(), CudaError> {
+    let (groups, chunks, tokens) = (params.groups as usize, params.chunks as usize, params.tokens as usize);
+    let (kernel, tile) = gpu.kernels.product(kind, tokens, groups);
+    match tile {
+        Tile::Narrow { groups: per_block, warps } => {
+            // As few turns as the warps allow, and then no more warps than these turns need.
+            let warps = chunks.div_ceil(chunks.div_ceil(warps));
+            gpu.launch(kernel, [groups.div_ceil(per_block) as u32, 1, 1], warps as u32 * 32, params)
+        }
+        Tile::Wide => {
+            let grid = [groups.div_ceil(WIDE_WARPS) as u32, tokens.div_ceil(WIDE_TOKENS) as u32, 1];
+            gpu.launch(kernel, grid, WIDE_WARPS as u32 * 32, params)
+        }
+    }
+}
+
+impl Buffers {
+    fn new(
+        gpu: &Gpu,
+        config: &ModelConfig,
+        weights: &Weights,
+        kv: KvPrecision,
+        tokens: usize,
+        splits: usize,
+    ) -> Result<Self, CudaError> {
+        let float = size_of::<f32>();
+        let wide = config.heads * config.head_dim;
+        let layers = weights.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        let input = layers.chain([weights.head()]).map(Packed::input_bytes).max().unwrap_or(0);
+        let both = 2 * config.kv_heads * config.head_dim;
+        Ok(Self {
+            tokens,
+            seats: gpu.zeros(tokens * size_of::<Seat>())?,
+            hidden: gpu.zeros(tokens * config.hidden_size * float)?,
+            input: gpu.zeros(tokens * input)?,
+            scales: gpu.zeros(tokens * float)?,
+            sums: gpu.zeros(tokens * float)?,
+            query: gpu.zeros(tokens * wide * float)?,
+            gated: gpu.zeros(tokens * config.intermediate_size * float)?,
+            kv: (kv == KvPrecision::Int8).then(|| gpu.zeros(tokens * both * float)).transpose()?,
+            attended: gpu.zeros(tokens * splits * wide * float)?,
+            parts: gpu.zeros(tokens * splits * config.heads * 2 * float)?,
+        })
+    }
+}
+
+/// An error with its causes.
+fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
