@@ -72,6 +72,7 @@ impl Refusal {
     }
 
     /// A field that asks for what has not landed.
+    #[cfg(feature = "crd")]
     pub(super) fn not_landed(field: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(RefusalReason::NotLanded, field, "has not landed yet", remedy)
     }
