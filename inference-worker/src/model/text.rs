@@ -60,8 +60,7 @@ impl Text {
                 source,
             })?,
         };
-        let mut tokenizer =
-            Tokenizer::from_bytes(&bytes).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
+        let mut tokenizer = parse(&bytes).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
         // Limits belong to the server: a tokenizer that cuts or fills texts would answer another prompt than was asked.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
@@ -220,6 +219,12 @@ impl TextStream {
 
 /// The template with the file it came from, and the special tokens by their names in templates.
 type Template = (Option<(&'static str, String)>, BTreeMap<&'static str, String>);
+
+/// The library panics on some malformed files where it should refuse them: it expects of a part what it did not check.
+fn parse(bytes: &[u8]) -> Result<Tokenizer, tokenizers::Error> {
+    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+    parsed.unwrap_or_else(|_| Err("a part of it is not what its type says".into()))
+}
 
 fn read_template(dir: &Path) -> Result<Template, LoadError> {
     const JINJA: &str = "chat_template.jinja";
