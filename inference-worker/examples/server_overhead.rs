@@ -4,6 +4,7 @@
 //!     cargo run --release -p inference-worker --example server_overhead -- [SHAPE] [THREADS] [TOKENS] [ROUNDS]
 
 use inference_worker::compare::PeerSettings;
+use inference_worker::device::{Device, GpuKv};
 use inference_worker::engine::{Engine, Options};
 use inference_worker::model::{HeadMode, KvBits, LoadOptions, Model, Precision, Shape, Text};
 use inference_worker::serve::{Facts, MetricNames, Server, Settings, Stop, Worker};
@@ -43,6 +44,7 @@ async fn measure(model: Model, threads: usize, tokens: usize, rounds: usize) -> 
         digest: "0".repeat(64),
         precision: model.precision().to_owned(),
         kernel: model.kernel().to_owned(),
+        device: "cpu",
     };
     let options = Options { prefix_tokens: 0, ..Options::default() };
     let engine = Engine::start(model, options)?;
@@ -141,6 +143,8 @@ fn settings(model: &Path, threads: usize, engine: Options) -> Settings {
         kv_bits: KvBits::default(),
         memory_budget: None,
         head: HeadMode::default(),
+        device: Device::Cpu,
+        gpu_kv: GpuKv::F16,
         request_timeout: LIMIT,
         head_time: Duration::from_secs(10),
         metric_names: MetricNames::Ours,

@@ -5,6 +5,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use inference_worker::compare::{PeerSettings, halves};
+use inference_worker::device::{Device, GpuKv};
 use inference_worker::engine::Options;
 use inference_worker::model::{ChatMessage, HeadMode, KvBits, LoadOptions, Model, ModelConfig, Text};
 use inference_worker::serve::{MetricNames, Settings, Worker, internal_router, public_router};
@@ -109,6 +110,8 @@ fn port() -> &'static Port {
             kv_bits: KvBits::default(),
             memory_budget: None,
             head: HeadMode::default(),
+            device: Device::Cpu,
+            gpu_kv: GpuKv::F16,
             request_timeout: Duration::from_secs(10),
             head_time: Duration::from_secs(10),
             metric_names: MetricNames::Ours,
