@@ -5,6 +5,7 @@ use bitnet_api::v1alpha1::ModelRolloutStatus;
 use minijinja::{Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// What happened. A closed set: channels name those that they want.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -201,7 +202,7 @@ impl Template {
         let mut fields = json!(about);
         fields["command"] = json!(about.command());
         let values = fields.as_object().into_iter().flatten().map(|(name, field)| (name.as_str(), value(field)));
-        let values: minijinja::Value = values.collect();
+        let values: BTreeMap<&str, minijinja::Value> = values.collect();
         let template = self.environment.get_template(NAME);
         template.and_then(|template| template.render(values)).map_err(|error| TemplateError(Box::new(error)))
     }
