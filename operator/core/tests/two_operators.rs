@@ -1,10 +1,16 @@
-//! All interleavings of two operators that run the real `plan` on one rollout: the lease expires while its holder still
-//! believes in it, writes are sent and arrive at any later time, answers are lost, processes die between any two effects.
+//! All interleavings of two operators that run the real `plan` on one rollout.
 //!
-//! The world is small where it does not matter (pods are ready at once, the gateway accepts at once, a tick's comparison is
-//! good or bad) and exact where it does: every route and status write carries the precondition that the operator gives it.
+//! There is no lease in this world: at any moment either operator reads and plans, sends its next request, gives up on one
+//! that then arrives at any later time, or dies. Every history with a lease, however often it expires while its holder still
+//! believes in it, however often a process dies or an answer is lost, is one of these: a lost answer is a request that
+//! arrived before its sender died. So nothing here is counted but the requests that are on their way at once.
+//!
+//! The world is small where it does not matter (pods are ready at once, the gateway accepts at once, the model is good until
+//! it turns bad) and exact where it does: every route and status write carries the precondition that the operator gives it.
 //! Time follows from the stored state: a reconcile comes one interval after the latest time that the state knows, so that
-//! histories which left the same objects behind are one state. Controls show that the search would find a mistake.
+//! histories which left the same objects behind are one state. A request that can never be accepted any more is forgotten
+//! with all that its plan has after it, and operators have no names: neither changes what can happen. Controls show that the
+//! search would find a mistake.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -24,7 +30,7 @@ use bitnet_core::{
     plan::{Plan, RouteWrite, Shrink, State, Verdict, plan, tick_due},
 };
 use spec::{rollout, serving};
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -97,84 +103,61 @@ impl From<Verdict> for Outcome {
 }
 
 /// One request of an operator, with what it presupposes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Effect {
     Grow(u32),
     Route { version: u32, weights: Vec<(String, u32)>, ledger: Written, verdict: Option<Outcome> },
     Record(String),
     Shrink,
-    Status { before: Arc<str>, after: Arc<str> },
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Process {
-    /// It believes that it holds the lease.
-    leads: bool,
-    /// What is left of the plan that it carries out.
-    rest: Vec<Effect>,
+    Status { version: u32, after: Arc<str> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     route: Stored,
     status: Arc<str>,
+    /// Version of the object that holds the status.
+    status_version: u32,
     /// Replicas of the candidate's Deployment.
     candidate: Option<u32>,
     records: Vec<String>,
-    /// Who holds the lease.
-    holder: Option<usize>,
-    operators: [Process; 2],
-    /// Sent and not arrived.
+    /// The model answers badly from here on.
+    bad: bool,
+    /// What is left of the plan that each operator carries out, the lesser first.
+    rests: [Arc<[Effect]>; 2],
+    /// Sent and not arrived, in order.
     parked: Vec<Effect>,
-    expiries: u8,
-    crashes: u8,
-    parks: u8,
     /// Verdict on the attempt, as its write arrived.
     verdict: Option<Outcome>,
-    /// Operators whose route writes arrived.
-    writers: [bool; 2],
-    refused: bool,
     /// The rule that was broken.
     broken: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Action {
-    Acquire(usize),
-    /// The lease runs out; its holder does not know yet.
-    Expire,
-    /// An operator sees that the lease is not its own: nothing more is sent.
-    Notice(usize),
-    /// Read everything and plan; a comparison that has come back is good or bad.
-    Reconcile(usize, bool),
+    /// The model turns bad.
+    Turn,
+    /// Read everything and plan.
+    Reconcile(usize),
     /// The next request arrives, and its answer.
     Send(usize),
-    /// The next request arrives, its answer does not: the reconcile ends.
-    SendAndLose(usize),
     /// The next request is on its way; the caller gives up on it.
     Park(usize),
     /// A parked request arrives.
     Arrive(usize),
-    /// The process dies where it is.
+    /// The process dies where it is, or ends its reconcile.
     Crash(usize),
 }
 
 /// What is planned from an observation: the effects in their order.
-type Planned = BTreeMap<(Arc<str>, Stored, Option<u32>, usize, bool), Vec<Effect>>;
+type Planned = BTreeMap<(Arc<str>, u32, Stored, Option<u32>, usize, bool), Arc<[Effect]>>;
 
-struct Leaders {
+struct Operators {
     rollout: Rollout,
-    most: Bounds,
+    /// Requests on their way at once.
+    parked: usize,
     guard: Guard,
     planned: Mutex<Planned>,
-}
-
-/// How often what may happen.
-#[derive(Clone, Copy)]
-struct Bounds {
-    expiries: u8,
-    crashes: u8,
-    parks: u8,
 }
 
 /// What stands between an operator's mistake and the stored objects; taken away one by one in the controls.
@@ -188,12 +171,12 @@ struct Guard {
 
 const AS_BUILT: Guard = Guard { preconditions: true, one_write: true };
 
-impl Leaders {
-    fn new(steps: &str, most: Bounds, guard: Guard) -> Self {
-        Self { rollout: tiny(steps), most, guard, planned: Mutex::new(BTreeMap::new()) }
+impl Operators {
+    fn new(steps: &str, parked: usize, guard: Guard) -> Self {
+        Self { rollout: tiny(steps), parked, guard, planned: Mutex::new(BTreeMap::new()) }
     }
 
-    fn observation(&self, world: &World, state: &State, now: Time, good: bool) -> Observation {
+    fn observation(&self, world: &World, state: &State, now: Time) -> Observation {
         let uid = self.rollout.uid.clone();
         let ledger = world.route.ledger.as_ref().map(|l| {
             let key = |attempt| self.rollout.latch_key(&self.rollout.model.revision, attempt);
@@ -253,7 +236,7 @@ impl Leaders {
         Observation {
             route: RouteState::Found(route),
             workloads,
-            sample: tick_due(&self.rollout, state, now).then(|| sample(state, now, weight, good)),
+            sample: tick_due(&self.rollout, state, now).then(|| sample(state, now, weight, !world.bad)),
             decisions: world.records.clone(),
             finalizer: true,
             baseline_service: true,
@@ -261,18 +244,19 @@ impl Leaders {
         }
     }
 
-    fn reconcile(&self, world: &World, good: bool) -> Vec<Effect> {
-        let inputs = (world.status.clone(), world.route.clone(), world.candidate, world.records.len(), good);
+    fn reconcile(&self, world: &World) -> Arc<[Effect]> {
+        let (status, version, route) = (world.status.clone(), world.status_version, world.route.clone());
+        let inputs = (status, version, route, world.candidate, world.records.len(), world.bad);
         if let Some(known) = self.planned.lock().unwrap().get(&inputs) {
             return known.clone();
         }
         let state = State::decode(&world.status).unwrap_or_default();
         let now = after(&state);
-        let observation = self.observation(world, &state, now, good);
+        let observation = self.observation(world, &state, now);
         let made = plan(&self.rollout, &state, &observation, now);
         let violations = check(&self.rollout, &observation, &made);
         assert!(violations.is_empty(), "{violations:?}\n{made:#?}\n{observation:#?}");
-        let effects = self.effects(world, made);
+        let effects: Arc<[Effect]> = self.effects(world, made).into();
         self.planned.lock().unwrap().insert(inputs, effects.clone());
         effects
     }
@@ -314,12 +298,12 @@ impl Leaders {
         effects.extend(plan.shrink.iter().any(gone).then_some(Effect::Shrink));
         let after = plan.state.encode(&self.rollout.gate.parameters_hash());
         if *after != *world.status {
-            effects.push(Effect::Status { before: world.status.clone(), after: after.into() });
+            effects.push(Effect::Status { version: world.status_version, after: after.into() });
         }
         effects
     }
 
-    fn arrive(&self, world: &mut World, effect: Effect, by: Option<usize>) {
+    fn arrive(&self, world: &mut World, effect: Effect) {
         match effect {
             Effect::Grow(n) => world.candidate = Some(n),
             Effect::Shrink => {
@@ -335,21 +319,13 @@ impl Leaders {
                     world.records.push(id);
                 }
             }
-            Effect::Status { before, after } => {
-                if !self.guard.preconditions || world.status == before {
-                    world.status = after;
-                }
+            Effect::Status { after, .. } => {
+                world.status = after;
+                world.status_version += 1;
             }
-            Effect::Route { version, weights, ledger, verdict } => {
-                if self.guard.preconditions && version != world.route.version {
-                    world.refused = true;
-                    return;
-                }
+            Effect::Route { weights, ledger, verdict, .. } => {
                 self.stored(world, &weights, &ledger, verdict);
                 world.route = Stored { version: world.route.version + 1, weights, ledger: Some(ledger) };
-                if let Some(by) = by {
-                    world.writers[by] = true;
-                }
             }
         }
     }
@@ -427,7 +403,35 @@ fn after(state: &State) -> Time {
     times.into_iter().flatten().max().unwrap_or(BEGAN) + INTERVAL
 }
 
-impl Model for Leaders {
+impl Operators {
+    /// The API server will refuse it, now and at any later time: versions only rise.
+    fn refused(&self, world: &World, effect: &Effect) -> bool {
+        self.guard.preconditions
+            && match effect {
+                Effect::Route { version, .. } => *version != world.route.version,
+                Effect::Status { version, .. } => *version != world.status_version,
+                Effect::Grow(_) | Effect::Record(_) | Effect::Shrink => false,
+            }
+    }
+
+    /// The one form of all worlds that differ in requests to be refused and in the operators' order.
+    fn normal(&self, mut world: World) -> World {
+        for i in 0..2 {
+            // A refused request ends the reconcile.
+            let kept = world.rests[i].iter().take_while(|e| !self.refused(&world, e)).count();
+            if kept < world.rests[i].len() {
+                world.rests[i] = world.rests[i][..kept].into();
+            }
+        }
+        world.rests.sort();
+        let parked = std::mem::take(&mut world.parked);
+        world.parked = parked.into_iter().filter(|e| !self.refused(&world, e)).collect();
+        world.parked.sort();
+        world
+    }
+}
+
+impl Model for Operators {
     type State = World;
     type Action = Action;
 
@@ -435,17 +439,13 @@ impl Model for Leaders {
         vec![World {
             route: Stored { version: 1, weights: vec![("old-service".into(), 1)], ledger: None },
             status: "".into(),
+            status_version: 0,
             candidate: None,
             records: Vec::new(),
-            holder: Some(0),
-            operators: [Process { leads: true, rest: Vec::new() }, Process::default()],
+            bad: false,
+            rests: [[].into(), [].into()],
             parked: Vec::new(),
-            expiries: 0,
-            crashes: 0,
-            parks: 0,
             verdict: None,
-            writers: [false; 2],
-            refused: false,
             broken: None,
         }]
     }
@@ -454,35 +454,18 @@ impl Model for Leaders {
         if world.broken.is_some() {
             return;
         }
-        if world.holder.is_some_and(|h| world.operators[h].leads) && world.expiries < self.most.expiries {
-            actions.push(Action::Expire);
+        if !world.bad {
+            actions.push(Action::Turn);
         }
-        for (i, operator) in world.operators.iter().enumerate() {
-            if world.holder.is_none() && !operator.leads {
-                actions.push(Action::Acquire(i));
-            }
-            if !operator.leads {
-                continue;
-            }
-            if world.holder != Some(i) {
-                actions.push(Action::Notice(i));
-            }
-            if operator.rest.is_empty() {
-                let state = State::decode(&world.status).unwrap_or_default();
-                actions.push(Action::Reconcile(i, true));
-                if state.attempt.is_some_and(|a| a.job.is_some()) {
-                    actions.push(Action::Reconcile(i, false));
-                }
+        for (i, rest) in world.rests.iter().enumerate() {
+            if rest.is_empty() {
+                actions.push(Action::Reconcile(i));
                 continue;
             }
             actions.push(Action::Send(i));
-            if world.parks < self.most.parks && matches!(operator.rest[0], Effect::Route { .. } | Effect::Status { .. })
-            {
-                actions.push(Action::SendAndLose(i));
+            actions.push(Action::Crash(i));
+            if world.parked.len() < self.parked {
                 actions.push(Action::Park(i));
-            }
-            if world.crashes < self.most.crashes {
-                actions.push(Action::Crash(i));
             }
         }
         actions.extend((0..world.parked.len()).map(Action::Arrive));
@@ -491,51 +474,29 @@ impl Model for Leaders {
     fn next_state(&self, last: &World, action: Action) -> Option<World> {
         let mut world = last.clone();
         match action {
-            Action::Acquire(i) => {
-                world.holder = Some(i);
-                world.operators[i] = Process { leads: true, rest: Vec::new() };
-            }
-            Action::Expire => {
-                world.holder = None;
-                world.expiries += 1;
-            }
-            Action::Notice(i) => world.operators[i] = Process::default(),
-            Action::Reconcile(i, good) => {
-                world.operators[i].rest = self.reconcile(last, good);
-                if world.operators[i].rest.is_empty() {
+            Action::Turn => world.bad = true,
+            Action::Reconcile(i) => {
+                world.rests[i] = self.reconcile(last);
+                if world.rests[i].is_empty() {
                     return None;
                 }
             }
-            Action::Send(i) | Action::SendAndLose(i) => {
-                let effect = world.operators[i].rest.remove(0);
-                let conflict = self.guard.preconditions && conflicts(&world, &effect);
-                self.arrive(&mut world, effect, Some(i));
-                if conflict || matches!(action, Action::SendAndLose(_)) {
-                    world.operators[i].rest.clear();
-                }
-                if matches!(action, Action::SendAndLose(_)) {
-                    world.parks += 1;
-                }
+            Action::Send(i) => {
+                let rest = world.rests[i].clone();
+                world.rests[i] = rest[1..].into();
+                self.arrive(&mut world, rest[0].clone());
             }
             Action::Park(i) => {
-                let effect = world.operators[i].rest.remove(0);
-                world.operators[i].rest.clear();
-                world.parked.push(effect);
-                world.parks += 1;
+                world.parked.push(world.rests[i][0].clone());
+                world.rests[i] = [].into();
             }
             Action::Arrive(n) => {
                 let effect = world.parked.remove(n);
-                self.arrive(&mut world, effect, None);
+                self.arrive(&mut world, effect);
             }
-            Action::Crash(i) => {
-                world.operators[i] = Process::default();
-                world.crashes += 1;
-                if world.holder == Some(i) {
-                    world.holder = None;
-                }
-            }
+            Action::Crash(i) => world.rests[i] = [].into(),
         }
-        Some(world)
+        Some(self.normal(world))
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -546,46 +507,38 @@ impl Model for Leaders {
             Property::sometimes("rolled back with traffic on it", |_, world: &World| {
                 world.verdict == Some(Outcome::RolledBack) && world.route.ledger.as_ref().is_some_and(|l| l.epoch > 3)
             }),
-            Property::sometimes("taken over in the middle", |_, world: &World| {
-                world.writers == [true; 2] && settled(world, Outcome::Promoted)
+            Property::sometimes("both write the route from the same reading", |_, world: &World| {
+                world.rests.iter().all(|rest| rest.iter().any(|e| matches!(e, Effect::Route { .. })))
             }),
-            Property::sometimes("two operators believe to lead", |_, world: &World| {
-                world.operators.iter().all(|o| o.leads && !o.rest.is_empty())
+            Property::sometimes("one raises the weight while the other rolls back", |_, world: &World| {
+                let rolls_back = |rest: &[Effect]| {
+                    rest.iter().any(|e| matches!(e, Effect::Route { verdict: Some(Outcome::RolledBack), .. }))
+                };
+                let raises = |rest: &[Effect]| {
+                    let of = |weights: &[(String, u32)]| weights.get(1).map_or(0, |(_, weight)| *weight);
+                    let higher = |weights: &[(String, u32)]| of(weights) > of(&world.route.weights);
+                    rest.iter().any(|e| matches!(e, Effect::Route { verdict: None, weights, .. } if higher(weights)))
+                };
+                let [one, other] = &world.rests;
+                raises(one) && rolls_back(other) || raises(other) && rolls_back(one)
             }),
-            Property::sometimes("a late write is refused", |_, world: &World| world.refused),
+            Property::sometimes("a route write is on its way when another operator writes it", |_, world: &World| {
+                let route = |e: &Effect| matches!(e, Effect::Route { .. });
+                world.parked.iter().any(route) && world.rests.iter().any(|rest| rest.first().is_some_and(route))
+            }),
         ]
-    }
-}
-
-/// The API server refuses it, and the operator sees that.
-fn conflicts(world: &World, effect: &Effect) -> bool {
-    match effect {
-        Effect::Route { version, .. } => *version != world.route.version,
-        Effect::Status { before, .. } => *before != world.status,
-        Effect::Grow(_) | Effect::Record(_) | Effect::Shrink => false,
     }
 }
 
 /// The verdict was made, written down in an object, and remembered.
 fn settled(world: &World, verdict: Outcome) -> bool {
-    world.verdict == Some(verdict) && !world.records.is_empty() && world.operators.iter().all(|o| o.rest.is_empty())
+    world.verdict == Some(verdict) && !world.records.is_empty() && world.rests.iter().all(|rest| rest.is_empty())
 }
 
-const SOMETIMES: [&str; 6] = [
-    "promoted",
-    "rolled back",
-    "rolled back with traffic on it",
-    "taken over in the middle",
-    "two operators believe to lead",
-    "a late write is refused",
-];
-
-/// Every history within the bounds, and none breaks a rule.
+/// Every history, and none breaks a rule.
 #[test]
-#[ignore = "long, and gigabytes of states: cargo test --release -p bitnet-core --test two_operators -- --ignored"]
 fn no_interleaving_of_two_operators_breaks_a_rule() {
-    let most = Bounds { expiries: 2, crashes: 2, parks: 2 };
-    let checked = Leaders::new("10:0,20:0,30:0,50:0", most, AS_BUILT).checker().threads(1).spawn_bfs().join();
+    let checked = Operators::new("5:0,10:0,20:0,30:0,50:0,70:0", 2, AS_BUILT).checker().threads(2).spawn_bfs().join();
     println!(
         "{} states, {} transitions, {} steps deep, {} plans",
         checked.unique_state_count(),
@@ -595,24 +548,25 @@ fn no_interleaving_of_two_operators_breaks_a_rule() {
     );
     assert!(checked.is_done(), "the search went to its end");
     checked.assert_no_discovery("no rule is broken");
-    for name in SOMETIMES {
-        checked.assert_any_discovery(name);
+    for property in checked.model().properties() {
+        if property.expectation == Expectation::Sometimes {
+            checked.assert_any_discovery(property.name);
+        }
     }
-    assert!(checked.unique_state_count() > 300_000, "{} states", checked.unique_state_count());
+    assert!(checked.unique_state_count() > 1_000, "{} states", checked.unique_state_count());
 }
 
 /// The search sees mistakes: without preconditions a late write comes through, and a verdict that is not in the write of the
 /// weights is forgotten by whoever comes next.
 #[test]
-#[ignore = "long, and gigabytes of states: cargo test --release -p bitnet-core --test two_operators -- --ignored"]
 fn the_search_finds_what_each_guard_is_for() {
-    let most = Bounds { expiries: 1, crashes: 1, parks: 1 };
     let controls = [
         ("preconditions", Guard { preconditions: false, ..AS_BUILT }),
         ("verdict and weights in one write", Guard { one_write: false, ..AS_BUILT }),
     ];
     for (name, guard) in controls {
-        let checked = Leaders::new("10:0,50:0", most, guard).checker().threads(1).spawn_bfs().join();
+        let checker = Operators::new("10:0,50:0", 1, guard).checker();
+        let checked = checker.finish_when(HasDiscoveries::AnyFailures).threads(1).spawn_bfs().join();
         let path = checked.discovery("no rule is broken");
         let path =
             path.unwrap_or_else(|| panic!("without {name} nothing was found in {} states", checked.state_count()));
@@ -620,6 +574,4 @@ fn the_search_finds_what_each_guard_is_for() {
         println!("without {name}: {:?} after {} steps", last.broken, path.into_actions().len());
         assert!(last.broken.is_some());
     }
-    let whole = Leaders::new("10:0,50:0", most, AS_BUILT).checker().threads(1).spawn_bfs().join();
-    whole.assert_no_discovery("no rule is broken");
 }
