@@ -5,25 +5,33 @@ use crate::{
     stand::{CHAT, Stand},
 };
 use anyhow::{Context, Result, ensure};
-use e2e::traffic::Account;
+use e2e::{traffic::Account, world::demo_gate};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::json;
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
-/// CPU time of a throttled worker in each 100 ms, in microseconds: a tenth of one CPU, in slices that a request feels.
-const THROTTLED: &str = "10000";
+/// CPU time of a throttled worker, and the period in which it gets it, in microseconds. A generation of 32 tokens of the
+/// small pair needs about 5 ms: the slice must be smaller, or it fits into one and nothing is slower.
+const THROTTLED: (u32, u32) = (1_000, 50_000);
 
 pub(crate) async fn a_defect_after_the_promotion_goes_back_to_fp16(suite: Arc<Suite>) -> Result<()> {
     let stand = Stand::new(suite.clone(), "guard").await?;
     let history = stand.history();
+    // Generations of 32 tokens need more CPU time than a slice of the throttled worker gives; the comparison itself is
+    // small, so that a tick is not many times its interval.
+    let mut gate = demo_gate();
+    gate["probes"]["perTick"] = json!(4);
+    gate["probes"]["pairs"] = json!(4);
+    gate["probes"]["pairTokens"] = json!(32);
+    stand.apply(&stand.manifests.gate(CHAT, &gate)).await?;
     let mut spec = stand.spec(&suite.images.fp16.pinned());
     // Straight to the promotion: what is tested comes after it.
     spec["strategy"] = json!({"blueGreen": {}});
     spec["scaleDownDelay"] = json!("5s");
-    spec["guard"] = json!({"enabled": true, "interval": "2s", "maxRatio": "3"});
+    spec["guard"] = json!({"enabled": true, "interval": "2s", "maxRatio": "1.5"});
     stand.serve(&spec).await?;
-    let traffic = stand.traffic(2.0).await?;
+    let traffic = stand.traffic(1.0).await?;
     stand.rollouts.edit(CHAT, &json!({"model": {"source": {"image": suite.images.bitnet.pinned()}}})).await?;
     let promoted = stand
         .rollouts
@@ -40,12 +48,12 @@ pub(crate) async fn a_defect_after_the_promotion_goes_back_to_fp16(suite: Arc<Su
     let later = stand.rollouts.get(CHAT).await?;
     ensure!(later.resource_version() == versions, "the guard of a healthy model wrote: {:?}", later.status);
 
-    // Its pods get hardly any CPU: it still answers, but far more slowly than fp16.
+    // Its pods get a fiftieth of a CPU: it still answers, but far more slowly than fp16.
     throttle(&stand, &model).await?;
     let mark = history.mark();
     let back = stand
         .rollouts
-        .wait(CHAT, "fp16", Duration::from_secs(300), |s| {
+        .wait(CHAT, "fp16", Duration::from_secs(420), |s| {
             s.decision.as_ref().is_some_and(|d| d.verdict == "RolledBack")
         })
         .await?;
@@ -76,15 +84,14 @@ async fn throttle(stand: &Stand, revision: &str) -> Result<()> {
     let list = pods.list(&of).await?;
     ensure!(!list.items.is_empty(), "no pod of {revision}");
     for pod in list {
-        let limit = limit_of(&pod.uid().unwrap_or_default())?;
-        fs::write(&limit, THROTTLED).with_context(|| format!("writing {}", limit.display()))?;
+        limit(&pod.uid().unwrap_or_default())?;
     }
     Ok(())
 }
 
-/// The file that limits the CPU of the worker in a pod, found by the pod's uid: of the second version of cgroups, or of the
-/// first. The period is 100 ms where nobody set it.
-fn limit_of(uid: &str) -> Result<PathBuf> {
+/// Limits the worker in a pod, found by the pod's uid, through cgroups of the second version or of the first.
+fn limit(uid: &str) -> Result<()> {
+    let (slice, period) = THROTTLED;
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let (Ok(cgroup), Ok(command)) =
@@ -95,18 +102,28 @@ fn limit_of(uid: &str) -> Result<PathBuf> {
         if !cgroup.contains(&format!("pod{uid}")) || !command.starts_with("/usr/local/bin/inference-worker") {
             continue;
         }
-        let groups = cgroup.lines().filter_map(|line| {
+        for line in cgroup.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
-            Some((fields.next()?, fields.next()?.trim_start_matches('/')))
-        });
-        let files = groups.filter_map(|(controllers, group)| match controllers {
-            "" => Some(PathBuf::from("/sys/fs/cgroup").join(group).join("cpu.max")),
-            list if list.split(',').any(|one| one == "cpu") => {
-                Some(PathBuf::from("/sys/fs/cgroup").join(list).join(group).join("cpu.cfs_quota_us"))
+            let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else { continue };
+            let root = PathBuf::from("/sys/fs/cgroup");
+            let group = group.trim_start_matches('/');
+            let files = match controllers {
+                "" => vec![(root.join(group).join("cpu.max"), format!("{slice} {period}"))],
+                list if list.split(',').any(|one| one == "cpu") => {
+                    let group = root.join(list).join(group);
+                    let file = |name, value: u32| (group.join(name), value.to_string());
+                    vec![file("cpu.cfs_period_us", period), file("cpu.cfs_quota_us", slice)]
+                }
+                _ => continue,
+            };
+            if files.iter().all(|(file, _)| file.exists()) {
+                for (file, value) in files {
+                    fs::write(&file, value).with_context(|| format!("writing {}", file.display()))?;
+                }
+                return Ok(());
             }
-            _ => None,
-        });
-        return files.into_iter().find(|file| file.exists()).context("its cgroup has no CPU limit to set");
+        }
+        anyhow::bail!("the cgroup of the worker in pod {uid} has no CPU limit to set");
     }
     anyhow::bail!("no worker process found in pod {uid}")
 }

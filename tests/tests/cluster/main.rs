@@ -74,6 +74,8 @@ fn prepare() -> anyhow::Result<Suite> {
     } else {
         let binaries = progress.stage("programs built", Binaries::build)?;
         let models = progress.stage("models trained and damaged", || Models::ensure(&binaries.worker))?;
+        // Where a failed run left its box for a look, its objects would be in the way.
+        Cluster::down_at(&config)?;
         (binaries, models)
     };
     let cluster = Cluster::up(&config, &progress)?;
