@@ -138,6 +138,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(federated::four_clients_and_a_coordinator_publish_a_model).with_ignored_flag(true),
         trial!(shadow::live_prompts_need_the_namespaces_consent).with_ignored_flag(true),
         trial!(gpu::a_pod_without_a_gpu_is_explained_and_goes_on).with_ignored_flag(true),
+        trial!(gpu::a_model_takes_the_place_of_another).with_ignored_flag(true),
         trial!(chart::upgrade_uninstall_and_install_cost_no_request).with_ignored_flag(true),
         trial!(kill::twenty_kills_change_no_end_state).with_ignored_flag(true),
     ]
