@@ -33,8 +33,12 @@ pub(crate) fn guard(short: bool, promises: &mut Promises) {
     promises.quantity("guard: average run length", mean, 1000.0);
 
     let runs = if short { 8 } else { 200 };
+    // A detector of cosine alone with a run length of 1e4 and 10 prompts per tick needs 5 ticks for .93. A delay is about
+    // ln of the bound over what one tick gains: here the bound is 1e5, a third of the weight is the cosine's, and 8 prompts
+    // come per tick.
+    let cosine = 5.0 * (settings.run_length * 3.0).ln() / 1e4f64.ln() * 10.0 / f64::from(settings.per_tick);
     let defects = [
-        ("cosine .93", World { cosine: (0.93, 0.03), ..healthy }, 6.0),
+        ("cosine .93", World { cosine: (0.93, 0.03), ..healthy }, cosine),
         ("tail .25", World { tail: 0.25, ..healthy }, 6.0),
         ("latency 1.6x", World { latency: 1.6, ..healthy }, 27.0),
     ];
