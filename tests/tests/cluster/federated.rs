@@ -37,7 +37,11 @@ pub(crate) async fn four_clients_and_a_coordinator_publish_a_model(suite: Arc<Su
         "stringData": {"token": "0123456789abcdef0123456789abcdef"},
     });
     stand.apply(&token).await?;
-    e2e::world::apply(&stand.client, stand.namespace(), &manifest).await?;
+    // By kubectl, as its reader would: an octal `defaultMode` is a number to it.
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), &manifest)?;
+    let file = file.path().to_str().context("a path that is no text")?;
+    suite.cluster.kubectl(&["apply", "--namespace", stand.namespace(), "--filename", file])?;
 
     let jobs: Api<Job> = Api::namespaced(stand.client.clone(), stand.namespace());
     for (name, completions) in [("federated-coordinator", 1), ("federated-client", 4)] {

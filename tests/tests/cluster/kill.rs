@@ -71,7 +71,7 @@ pub(crate) async fn twenty_kills_change_no_end_state(suite: Arc<Suite>) -> Resul
         let wanted = if i % 2 == 0 { "Promoted" } else { "RolledBack" };
         let end = stand
             .rollouts
-            .wait(CHAT, "its end", Duration::from_secs(600), |s| {
+            .wait(CHAT, "its end", Duration::from_secs(900), |s| {
                 matches!(s.phase.as_str(), "Serving" | "RolledBack") && s.decision.is_some()
             })
             .await?;

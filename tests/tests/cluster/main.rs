@@ -1,5 +1,6 @@
-//! Tests on a real cluster: one box for all of them, a namespace for each, one after the other, because latency is
-//! among the things they measure.
+//! Tests on a real cluster: one box for all of them, a namespace for each. Those that wait for answers of the API server
+//! and of the operator run side by side; then the others, one after the other, because latency is among the things they
+//! measure.
 
 mod ab_test;
 mod admission;
@@ -41,24 +42,31 @@ fn config() -> anyhow::Result<Config> {
     Ok(Config::at(cache_dir()?.join("test-box")))
 }
 
+/// How many of the tests that mostly wait run at once.
+const SIDE_BY_SIDE: usize = 4;
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
     if arguments.list {
-        return libtest_mimic::run(&arguments, trials(None)).exit_code();
+        let (beside, alone) = trials(None);
+        return libtest_mimic::run(&arguments, beside.into_iter().chain(alone).collect()).exit_code();
     }
     match prepare() {
         Ok(suite) => {
             let suite = Arc::new(suite);
-            let conclusion = libtest_mimic::run(&arguments, trials(Some(&suite)));
-            let failed = conclusion.has_failed();
+            let (beside, alone) = trials(Some(&suite));
+            let mut run = |threads, trials| {
+                arguments.test_threads = Some(threads);
+                libtest_mimic::run(&arguments, trials).has_failed()
+            };
+            let failed = run(SIDE_BY_SIDE, beside) | run(1, alone);
             // A failed run leaves the box up for a look at it; `cargo box --dir … down` takes it away.
             let down = if failed { Ok(()) } else { suite.cluster.down() };
             if let Err(error) = down {
                 eprintln!("error: taking the box down: {error:#}");
                 return ExitCode::FAILURE;
             }
-            conclusion.exit_code()
+            if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -93,7 +101,8 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     result
 }
 
-fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
+/// Those that may run side by side, and those that need the machine for themselves.
+fn trials(suite: Option<&Arc<Suite>>) -> (Vec<Trial>, Vec<Trial>) {
     macro_rules! trial {
         ($path:path) => {{
             let suite = suite.cloned();
@@ -103,7 +112,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
             })
         }};
     }
-    vec![
+    let beside = vec![
         trial!(chart::renders_as_its_golden_files),
         trial!(chart::wrong_values_are_refused_by_name),
         trial!(chart::lint_finds_nothing),
@@ -122,6 +131,8 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(bad_input::a_truncated_model_is_named_and_rolled_back),
         trial!(bad_input::a_claim_with_another_digest_is_refused_and_the_right_one_serves),
         trial!(bad_input::no_traffic_holds_where_the_gate_says_so),
+    ];
+    let alone = vec![
         trial!(operator::an_own_route_comes_and_goes_with_the_rollout),
         trial!(operator::deletion_gives_the_route_back),
         trial!(operator::a_quiet_cluster_sees_no_write),
@@ -141,5 +152,6 @@ fn trials(suite: Option<&Arc<Suite>>) -> Vec<Trial> {
         trial!(gpu::a_model_takes_the_place_of_another).with_ignored_flag(true),
         trial!(chart::upgrade_uninstall_and_install_cost_no_request).with_ignored_flag(true),
         trial!(kill::twenty_kills_change_no_end_state).with_ignored_flag(true),
-    ]
+    ];
+    (beside, alone)
 }
