@@ -1,6 +1,7 @@
 //! The operator's own settings: one YAML file that the chart writes from its values.
 
 use crate::notifications::{Notification, Occasion, Template, TemplateError};
+use bitnet_api::validate::Pools;
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use serde::Deserialize;
 use std::{
@@ -171,6 +172,19 @@ impl Config {
         self.pools.get(name)
     }
 
+    /// What `validate` knows of the pools. A limit that is no quantity bounds nothing here: the API server refuses its pods.
+    pub fn known_pools(&self) -> Pools {
+        let limit = |pool: &Pool| {
+            let limits = pool.resources.as_ref()?.limits.as_ref()?;
+            quantity(&limits.get("memory")?.0)
+        };
+        Pools {
+            names: self.pools.keys().cloned().collect(),
+            default: self.default_pool.clone(),
+            memory: self.pools.iter().filter_map(|(name, pool)| Some((name.clone(), limit(pool)?))).collect(),
+        }
+    }
+
     fn check(&self) -> Result<(), Error> {
         let invalid = |field: &str, rule| Err(Error::Invalid { field: field.into(), rule });
         if self.worker_image.trim().is_empty() {
@@ -210,6 +224,26 @@ impl Config {
     }
 }
 
+/// A quantity of Kubernetes in whole units, for example bytes; `None` where it is none.
+fn quantity(text: &str) -> Option<u64> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let factor = match unit {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0 * 1024.0,
+        "Gi" => 1024.0 * 1024.0 * 1024.0,
+        "Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let number: f64 = text.strip_suffix(unit)?.parse().ok()?;
+    Some((number * factor) as u64)
+}
+
 fn is_dns_label(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !name.is_empty() && name.len() <= 63 && name.chars().all(inner) && !name.starts_with('-') && !name.ends_with('-')
@@ -240,6 +274,19 @@ mod tests {
         let gpu = config.pool("gpu").unwrap();
         assert_eq!(gpu.image.as_deref(), Some("localhost/inference-worker:1-cuda"));
         assert_eq!(gpu.tolerations[0].key.as_deref(), Some("nvidia.com/gpu"));
+    }
+
+    #[test]
+    fn limits_of_pools_are_known_where_there_are_any() {
+        let config = load(
+            "workerImage: x\npools: {cpu: {resources: {limits: {memory: 1536Mi}}}, b: {resources: {limits: {memory: '1e3'}}}, \
+             c: {resources: {limits: {cpu: '2'}}}, d: {}, e: {resources: {limits: {memory: 2Gi}, requests: {memory: 1Gi}}}}",
+        )
+        .unwrap();
+        let pools = config.known_pools();
+        assert_eq!((pools.names.len(), pools.default.as_str()), (5, "cpu"));
+        let memory: Vec<_> = pools.memory.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+        assert_eq!(memory, [("cpu", 3 << 29), ("e", 2 << 30)]);
     }
 
     #[test]

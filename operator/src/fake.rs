@@ -76,6 +76,6 @@ pub(crate) fn rollout() -> bitnet_core::model::Rollout {
         "spec": {"probes": {"configMap": "chat-probes"}},
     }))
     .unwrap();
-    let pools = Pools { names: ["cpu".to_owned()].into(), default: "cpu".into() };
+    let pools = Pools { names: ["cpu".to_owned()].into(), default: "cpu".into(), ..Pools::default() };
     validate(&object, Some(&gate), &pools).unwrap()
 }

@@ -1,7 +1,6 @@
 //! Command line of the operator.
 
 use anyhow::Context as _;
-use bitnet_api::validate::Pools;
 use bitnet_operator::{
     admin::{self, Readiness},
     backoff::Backoff,
@@ -200,7 +199,7 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
     let context = Context {
         notifier: Arc::clone(&notifier),
         client: client.clone(),
-        pools: Pools { names: config.pools.keys().cloned().collect(), default: config.default_pool.clone() },
+        pools: config.known_pools(),
         config,
         workers: Workers::internal().context("cannot make a client of the workers")?,
         references: References::default(),

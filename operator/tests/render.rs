@@ -33,7 +33,14 @@ fn serving(hash: &str, source: Source) -> Serving {
         precision: "auto".into(),
         pool: "gpu".into(),
         replicas: 3,
-        settings: Settings { max_batch: 16, batch_wait: Span(10), context_length: Some(4096), fallback: None },
+        settings: Settings {
+            max_batch: 16,
+            batch_wait: Span(10),
+            context_length: Some(4096),
+            kv_bits: None,
+            memory_budget: None,
+            fallback: None,
+        },
     }
 }
 
@@ -459,7 +466,11 @@ fn objects_of_a_revision() {
     let baseline = Grow { serving: rollout().baseline, replicas: Some(3), baseline: true };
     let claim = Source::Claim { claim: "models".into(), path: "chat/v2/".into(), digest: "c".repeat(64) };
     let candidate = Grow {
-        serving: Serving { pool: "cpu".into(), ..serving("bbbbbbbbbb", claim) },
+        serving: Serving {
+            pool: "cpu".into(),
+            settings: Settings { kv_bits: Some(4), memory_budget: Some(3 << 29), ..rollout().model.settings },
+            ..serving("bbbbbbbbbb", claim)
+        },
         replicas: Some(3),
         baseline: false,
     };

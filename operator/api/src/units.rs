@@ -5,6 +5,8 @@ use std::fmt;
 
 /// What a length of time looks like in a schema: one to four numbers with a unit, as Gateway API writes them.
 pub const DURATION_PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+/// What an amount of memory looks like in a schema.
+pub const MEMORY_PATTERN: &str = r"^[1-9][0-9]{0,5}(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)$";
 /// What a decimal looks like in a schema.
 pub const DECIMAL_PATTERN: &str = r"^[0-9]{1,3}(\.[0-9]{1,9})?$";
 
@@ -97,6 +99,56 @@ impl fmt::Display for Decimal {
     }
 }
 
+/// An amount of memory as text, as Kubernetes writes quantities: `512Mi`, `4Gi`, `1.5G`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Memory(pub String);
+
+/// The text is no amount of memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no amount of memory: write a number of at least 1 with M, G, T, Mi, Gi or Ti, for example 4Gi")]
+pub struct NoMemory(String);
+
+impl Memory {
+    /// The amount in bytes, at least a million and below 2^60; a fraction of a byte is dropped.
+    pub fn bytes(&self) -> Result<u64, NoMemory> {
+        parse_bytes(&self.0).ok_or_else(|| NoMemory(shortened(&self.0)))
+    }
+}
+
+impl From<&str> for Memory {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match &text[digits.len()..] {
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let plain = |part: &str, most| !part.is_empty() && part.len() <= most && part.bytes().all(|b| b.is_ascii_digit());
+    if !plain(whole, 6) || !plain(fraction, 3) || whole.starts_with('0') {
+        return None;
+    }
+    // Thousandths: exact, and at most 10^9 * 2^40, below 2^70, so the product is taken in 128 bits.
+    let thousandths: u64 = format!("{whole}{fraction:0<3}").parse().ok()?;
+    u64::try_from(u128::from(thousandths) * u128::from(factor) / 1000).ok()
+}
+
 /// Refused text is shown again, but never at any length.
 fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
@@ -104,7 +156,7 @@ fn shortened(text: &str) -> String {
 
 #[cfg(feature = "crd")]
 mod schema {
-    use super::{DECIMAL_PATTERN, DURATION_PATTERN, Decimal, Duration};
+    use super::{DECIMAL_PATTERN, DURATION_PATTERN, Decimal, Duration, MEMORY_PATTERN, Memory};
     use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
     use std::borrow::Cow;
 
@@ -117,6 +169,18 @@ mod schema {
         }
         fn json_schema(_: &mut SchemaGenerator) -> Schema {
             json_schema!({"type": "string", "pattern": DURATION_PATTERN, "maxLength": 28})
+        }
+    }
+
+    impl JsonSchema for Memory {
+        fn inline_schema() -> bool {
+            true
+        }
+        fn schema_name() -> Cow<'static, str> {
+            "Memory".into()
+        }
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            json_schema!({"type": "string", "pattern": MEMORY_PATTERN, "maxLength": 12})
         }
     }
 
@@ -160,6 +224,25 @@ mod tests {
             ["", ".", "1.", ".5", "-1", "+1", "1e3", "NaN", "inf", "1000", "0.1234567890", "1,2", "0x1", "1.2.3"]
         {
             assert!(Decimal::from(text).number().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn amounts_of_memory_are_read() {
+        for (text, bytes) in [
+            ("1M", 1_000_000),
+            ("512Mi", 512 << 20),
+            ("4Gi", 4 << 30),
+            ("1.5G", 1_500_000_000),
+            ("1.001Mi", 1_049_624),
+            ("999999Ti", 999_999 << 40),
+        ] {
+            assert_eq!(Memory::from(text).bytes(), Ok(bytes), "{text}");
+        }
+        for text in
+            ["", "4", "Gi", "0Gi", "0.5Gi", "-1Gi", "4GB", "4 Gi", "4gi", "1e3M", "1000000Ti", "1.Gi", "1.2345Gi", "Ä"]
+        {
+            assert!(Memory::from(text).bytes().is_err(), "{text}");
         }
     }
 

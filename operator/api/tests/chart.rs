@@ -60,7 +60,7 @@ fn the_examples_are_valid() {
     let gate = support::documents(&read("gate.yaml")).remove(0);
     assert_eq!(support::refusals(&gate, None), Vec::<String>::new());
     let gate: QualityGate = serde_json::from_value(gate).unwrap();
-    let pools = Pools { names: ["cpu".to_owned()].into(), default: "cpu".into() };
+    let pools = Pools { names: ["cpu".to_owned()].into(), default: "cpu".into(), ..Pools::default() };
     for file in ["rollout.yaml", "rollout-full.yaml"] {
         let mut object = support::documents(&read(file)).remove(0);
         assert_eq!(support::refusals(&object, None), Vec::<String>::new(), "{file}");

@@ -22,7 +22,11 @@ use proptest::{
 use serde_json::{Value, json};
 
 fn pools() -> Pools {
-    Pools { names: ["cpu", "cpu-large", "gpu"].map(str::to_owned).into(), default: "cpu".into() }
+    Pools {
+        names: ["cpu", "cpu-large", "gpu"].map(str::to_owned).into(),
+        default: "cpu".into(),
+        memory: [("gpu".to_owned(), 8 << 30)].into(),
+    }
 }
 
 fn image(name: &str) -> String {
@@ -69,7 +73,14 @@ fn the_smallest_objects_are_complete() {
     assert_eq!(made.baseline.source, Source::Image(image("fp16")));
     assert_eq!((made.baseline.precision.as_str(), made.model.precision.as_str()), ("fp16", "auto"));
     assert_eq!((made.baseline.pool.as_str(), made.baseline.replicas), ("cpu", 1));
-    let settings = Settings { max_batch: 32, batch_wait: Span(0), context_length: None, fallback: None };
+    let settings = Settings {
+        max_batch: 32,
+        batch_wait: Span(0),
+        context_length: None,
+        kv_bits: None,
+        memory_budget: None,
+        fallback: None,
+    };
     assert_eq!(made.model.settings, settings);
     assert_eq!(made.baseline.revision, revision_name("chat", &object.spec.baseline));
     assert_ne!(made.baseline.revision, made.model.revision);
@@ -124,7 +135,7 @@ fn everything_that_can_be_given_is_taken() {
             "source": {"persistentVolumeClaim": {"claimName": "models", "path": "chat/v2", "digest": format!("sha256:{digest}")}},
             "precision": "ternary", "pool": "gpu", "replicas": 3,
             "serving": {
-                "maxBatch": 8, "batchWait": "10ms", "kvBits": 16, "contextLength": 4096,
+                "maxBatch": 8, "batchWait": "10ms", "kvBits": 4, "contextLength": 4096, "memoryBudget": "1.5Gi",
                 "fallback": {"minConfidence": "0.95"},
             },
         },
@@ -141,6 +152,8 @@ fn everything_that_can_be_given_is_taken() {
         max_batch: 8,
         batch_wait: Span(10),
         context_length: Some(4096),
+        kv_bits: Some(4),
+        memory_budget: Some(3 << 29),
         fallback: Some(Fallback { min_confidence: Some(0.95) }),
     };
     assert_eq!(made.model.settings, settings);
@@ -184,6 +197,23 @@ fn what_is_missing_is_named() {
         let refusal = refused(&broken);
         assert_eq!((refusal.reason, refusal.field), (RefusalReason::Malformed, format!("metadata.{field}")));
     }
+}
+
+#[test]
+fn memory_is_bounded_by_the_pool() {
+    let mut object = smallest();
+    object["spec"]["model"]["pool"] = json!("gpu");
+    object["spec"]["model"]["serving"] = json!({"memoryBudget": "8Gi"});
+    let gate = gate(&json!({"probes": {"configMap": "p"}}));
+    let made = validate(&rollout(&object), Some(&gate), &pools()).unwrap();
+    assert_eq!(made.model.settings.memory_budget, Some(8 << 30));
+    object["spec"]["model"]["serving"] = json!({"memoryBudget": "9Gi"});
+    let refusal = refused(&object);
+    assert_eq!(refusal.field, "spec.model.serving.memoryBudget");
+    assert!(refusal.rule.contains("memory limit of the pool, 8589934592 bytes"), "{refusal}");
+    // A pool without a limit bounds nothing.
+    object["spec"]["model"]["pool"] = json!("cpu");
+    assert!(validate(&rollout(&object), Some(&gate), &pools()).is_ok());
 }
 
 #[test]

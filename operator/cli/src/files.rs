@@ -200,7 +200,7 @@ fn of_rollout(mut rollout: ModelRollout, gate: Option<&QualityGate>) -> Result<S
     let arms = [&rollout.spec.baseline, &rollout.spec.model];
     let default = "default".to_owned();
     let names = arms.iter().filter_map(|a| a.pool.clone()).chain([default.clone()]).collect();
-    let valid = validate(&rollout, gate, &Pools { names, default })
+    let valid = validate(&rollout, gate, &Pools { names, default, ..Pools::default() })
         .with_context(|| format!("ModelRollout {name} would not be accepted"))?;
     Ok(Subject {
         name: format!("ModelRollout {name}"),

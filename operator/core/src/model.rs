@@ -122,6 +122,10 @@ pub struct Settings {
     pub batch_wait: Span,
     /// Longest sequence in tokens; `None`: what the model files say.
     pub context_length: Option<u32>,
+    /// Bits of a cached key or value: 16, 8, 4 or 3; `None`: the worker's default.
+    pub kv_bits: Option<u32>,
+    /// Bytes for weights, cache and passes; `None`: as much as they take.
+    pub memory_budget: Option<u64>,
     /// Single requests may be answered by fp16; `None`: what the model fails has failed.
     pub fallback: Option<Fallback>,
 }

@@ -306,4 +306,13 @@ pub enum Comparable {
         /// The candidate's value.
         candidate: String,
     },
+    /// A worker serves something else than the spec says.
+    Other {
+        /// Name of the field, in the spec and in the worker's identity.
+        field: String,
+        /// The spec's value.
+        asked: String,
+        /// The worker's value.
+        found: String,
+    },
 }

@@ -47,7 +47,7 @@ pub(super) async fn take(
         scrape(from, world, &attempt.candidate),
         scrape(from, world, stable),
         comparison(from, rollout, world, attempt.job.as_ref()),
-        identities(from, world, attempt),
+        identities(from, rollout, world, attempt),
     )
     .await;
     let scrape = Scrape { candidate, stable, interval: rollout.gate.interval, attempt: attempt.number };
@@ -174,14 +174,20 @@ fn probes(result: &CompareResult) -> Probes {
     }
 }
 
-async fn identities(from: Sources<'_>, world: &World, attempt: &Attempt) -> Comparable {
+async fn identities(from: Sources<'_>, rollout: &Rollout, world: &World, attempt: &Attempt) -> Comparable {
     if attempt.comparable {
         return Comparable::Yes;
     }
     // The baseline of the attempt, also while an edit of it waits.
     let baseline = identity(from, world, &attempt.against);
     match future::join(baseline, identity(from, world, &attempt.candidate)).await {
-        (Some(baseline), Some(candidate)) => comparable(&baseline, &candidate),
+        (Some(baseline), Some(candidate)) => {
+            // While an edit waits, the spec is about another revision.
+            let said = [(&rollout.baseline, &baseline), (&rollout.model, &candidate)];
+            let mut said = said.into_iter().filter(|(serving, found)| serving.revision.as_str() == found.revision);
+            let other = said.find_map(|(serving, found)| other(&serving.precision, found));
+            other.unwrap_or_else(|| comparable(&baseline, &candidate))
+        }
         _ => Comparable::Unknown,
     }
 }
@@ -191,6 +197,17 @@ async fn identity(from: Sources<'_>, world: &World, revision: &Revision) -> Opti
     counted(from.metrics, "identity", from.workers.identity(ip).await)
         // Pod IPs are used again: the answer must come from a worker of this revision.
         .filter(|identity| identity.revision == revision.as_str())
+}
+
+/// The files are of another precision than the spec says.
+fn other(asked: &str, found: &Identity) -> Option<Comparable> {
+    let same = match asked {
+        "auto" => true,
+        "fp16" => ["fp16", "bf16", "fp32"].contains(&found.precision.as_str()),
+        asked => asked == found.precision,
+    };
+    let (asked, found) = (asked.to_owned(), found.precision.clone());
+    (!same).then(|| Comparable::Other { field: "precision".into(), asked, found })
 }
 
 fn comparable(baseline: &Identity, candidate: &Identity) -> Comparable {
@@ -234,6 +251,26 @@ mod tests {
             device: "cpu".into(),
             worker_version: "1".into(),
             process: "p".into(),
+        }
+    }
+
+    #[test]
+    fn a_precision_that_was_asked_for_is_that_of_the_files() {
+        let found = |precision: &str| Identity { precision: precision.into(), ..identity() };
+        for (asked, is) in [
+            ("auto", "int4"),
+            ("fp16", "fp16"),
+            ("fp16", "bf16"),
+            ("fp16", "fp32"),
+            ("ternary", "ternary"),
+            ("binary", "binary"),
+            ("mixed", "mixed"),
+        ] {
+            assert_eq!(other(asked, &found(is)), None, "{asked} {is}");
+        }
+        for (asked, is) in [("fp16", "ternary"), ("ternary", "fp16"), ("ternary", "mixed"), ("binary", "ternary")] {
+            let told = Comparable::Other { field: "precision".into(), asked: asked.into(), found: is.into() };
+            assert_eq!(other(asked, &found(is)), Some(told));
         }
     }
 

@@ -65,7 +65,7 @@ fn context(client: &Client) -> Arc<Context> {
     let config: Config = serde_yaml::from_str("{workerImage: w, pools: {cpu: {}}}").unwrap();
     Arc::new(Context {
         client: client.clone(),
-        pools: Pools { names: config.pools.keys().cloned().collect(), default: config.default_pool.clone() },
+        pools: config.known_pools(),
         config,
         workers: Workers::new(1).unwrap(),
         references: References::default(),

@@ -163,6 +163,12 @@ fn arguments(rollout: &Rollout, serving: &Serving) -> Vec<String> {
     if let Some(tokens) = settings.context_length {
         flag("context", tokens.to_string());
     }
+    if let Some(bits) = settings.kv_bits {
+        flag("kv-bits", bits.to_string());
+    }
+    if let Some(bytes) = settings.memory_budget {
+        flag("memory-budget", bytes.to_string());
+    }
     if let Source::Claim { digest, .. } = &serving.source {
         flag("digest", digest.clone());
     }

@@ -142,7 +142,7 @@ fn accepted(object: &Value, place: &str) {
         "spec": {"probes": {"configMap": "chat-probes"}},
     }))
     .unwrap();
-    let pools = Pools { names: ["cpu", "gpu"].map(str::to_owned).into(), default: "cpu".into() };
+    let pools = Pools { names: ["cpu", "gpu"].map(str::to_owned).into(), default: "cpu".into(), ..Pools::default() };
     let gate = rollout.spec.gate.as_ref().map(|_| &gate);
     if let Err(refusal) = validate(&rollout, gate, &pools) {
         panic!("{place}: {refusal}");

@@ -1,7 +1,7 @@
 //! What a user asks for: a baseline, a model, a route, and how the one takes over from the other.
 
 use super::{ModelRolloutStatus, QualityGateSpec, RouteSpec, StrategySpec, schema::without_null};
-use crate::units::{Decimal, Duration};
+use crate::units::{Decimal, Duration, Memory};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,8 +37,6 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("!has(self.baseline.precision) || self.baseline.precision in ['fp16', 'auto']")
         .message("the baseline is the fp16 reference: precision must be fp16 or auto").field_path(".baseline.precision"),
-    validation = Rule::new("!has(self.model.precision) || !(self.model.precision in ['binary', 'mixed'])")
-        .message("precision: binary and mixed have not landed yet; use ternary, fp16 or auto").field_path(".model.precision"),
     validation = Rule::new("!has(self.baseline.serving) || !has(self.baseline.serving.fallback)")
         .message("the baseline is the last tier: it has no fallback").field_path(".baseline.serving"),
     validation = Rule::new("has(self.gate) != has(self.gateSpec)")
@@ -98,7 +96,8 @@ pub struct ModelRolloutSpec {
 pub struct ArmSpec {
     /// Where the model files come from.
     pub source: SourceSpec,
-    /// What the weights are. Default: `fp16` for the baseline, `auto` (what the files say) for the model.
+    /// What the weights are: a worker whose files say something else gets no traffic. Default: `fp16` for the baseline, `auto`
+    /// (whatever the files say) for the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     /// Name of a node pool that the cluster's admin declared. Default: the installation's default pool.
@@ -163,7 +162,7 @@ pub enum Precision {
     Binary,
     /// Layers of different precision.
     Mixed,
-    /// 16-bit floats.
+    /// Floats of 16 or 32 bits.
     Fp16,
     /// What the model files say.
     Auto,
@@ -187,10 +186,8 @@ impl Precision {
 #[x_kube(
     validation = Rule::new("!has(self.batchWait) || duration(self.batchWait) <= duration('1s')")
         .message("batchWait must be at most 1s").field_path(".batchWait"),
-    validation = Rule::new("!has(self.kvBits) || self.kvBits == 16")
-        .message("kvBits other than 16 has not landed yet").field_path(".kvBits"),
-    validation = Rule::new("!has(self.memoryBudget)")
-        .message("memoryBudget has not landed yet; the pool's resources bound a worker").field_path(".memoryBudget"),
+    validation = Rule::new("!has(self.kvBits) || self.kvBits in [16, 8, 4, 3]")
+        .message("kvBits must be 16, 8, 4 or 3").field_path(".kvBits"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ServingSpec {
@@ -201,14 +198,16 @@ pub struct ServingSpec {
     /// How long a batch may wait to fill, at most 1s. Default: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_wait: Option<Duration>,
-    /// Bits of an entry of the attention cache. Default 16.
-    #[schemars(range(min = 2, max = 16))]
+    /// Bits of a cached key or value: 16, 8, 4 or 3. Default 16. Below 16 the cache takes less memory and answers change a
+    /// little: the gate judges that as it judges the weights.
+    #[schemars(range(min = 3, max = 16))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_bits: Option<i32>,
-    /// Memory for weights and attention cache (has not landed).
-    #[schemars(length(min = 1, max = 20), regex(pattern = r"^[0-9]{1,12}(\.[0-9]{1,3})?(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
+    /// Memory of a worker for weights, attention cache and passes, for example 4Gi, at most the memory limit of its pool.
+    /// Where it is short the cache gets fewer bits, then fewer requests run at once; a worker that cannot serve one request
+    /// with it does not start and says what is missing. Default: as much as they take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_budget: Option<String>,
+    pub memory_budget: Option<Memory>,
     /// Longest sequence in tokens, prompt and answer. Default: what the model files say.
     #[schemars(range(min = 16, max = 1_048_576))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

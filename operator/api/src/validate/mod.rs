@@ -21,6 +21,8 @@ pub use revision::{HASH_LENGTH, revision_name};
 
 use crate::units::Duration;
 #[cfg(feature = "crd")]
+use crate::units::Memory;
+#[cfg(feature = "crd")]
 use crate::v1alpha1::{
     ArmSpec, Capacity, DeletionPolicy, FallbackSpec, ModelRollout, Precision, QualityGate, RouteSpec, ServingSpec,
     SourceSpec,
@@ -29,7 +31,7 @@ use bitnet_core::Span;
 #[cfg(feature = "crd")]
 use bitnet_core::model::{self, Fallback, Rollout, RouteTarget, Serving, Settings, Source};
 #[cfg(feature = "crd")]
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[cfg(feature = "crd")]
 /// Longest name of a rollout: names of revisions (`<name>-<10 characters>`) must be DNS labels.
@@ -43,6 +45,8 @@ pub struct Pools {
     pub names: BTreeSet<String>,
     /// The pool of arms that name none.
     pub default: String,
+    /// Memory limits of the workers, in bytes, of the pools that have one.
+    pub memory: BTreeMap<String, u64>,
 }
 
 #[cfg(feature = "crd")]
@@ -129,9 +133,6 @@ fn rollout_name(rollout: &ModelRollout) -> Result<&str, Refusal> {
 #[cfg(feature = "crd")]
 fn arm(rollout: &str, field: &str, arm: &ArmSpec, precision: Precision, pools: &Pools) -> Result<Serving, Refusal> {
     let precision = arm.precision.unwrap_or(precision);
-    if matches!(precision, Precision::Binary | Precision::Mixed) {
-        return Err(Refusal::not_landed(format!("{field}.precision"), "use ternary, fp16 or auto"));
-    }
     let (pool, rule) = match &arm.pool {
         Some(pool) => (pool, "names a pool that the cluster's admin has not declared"),
         None => (&pools.default, "is not given, and the installation has no default pool"),
@@ -152,7 +153,7 @@ fn arm(rollout: &str, field: &str, arm: &ArmSpec, precision: Precision, pools: &
         precision: precision.name().to_owned(),
         pool: pool.clone(),
         replicas: integer(format!("{field}.replicas"), arm.replicas.unwrap_or(1), 1, 1000)?,
-        settings: settings(&format!("{field}.serving"), arm.serving.as_ref())?,
+        settings: settings(&format!("{field}.serving"), arm.serving.as_ref(), pools.memory.get(pool).copied())?,
     })
 }
 
@@ -199,18 +200,16 @@ fn source(field: &str, source: &SourceSpec) -> Result<Source, Refusal> {
 }
 
 #[cfg(feature = "crd")]
-fn settings(field: &str, serving: Option<&ServingSpec>) -> Result<Settings, Refusal> {
+fn settings(field: &str, serving: Option<&ServingSpec>, limit: Option<u64>) -> Result<Settings, Refusal> {
     let none = ServingSpec::default();
     let serving = serving.unwrap_or(&none);
-    if serving.kv_bits.is_some_and(|bits| bits != 16) {
-        return Err(Refusal::not_landed(format!("{field}.kvBits"), "leave it out or set it to 16"));
-    }
-    if serving.memory_budget.is_some() {
-        return Err(Refusal::not_landed(
-            format!("{field}.memoryBudget"),
-            "leave it out: the pool's resources bound a worker",
-        ));
-    }
+    let kv_bits = serving.kv_bits.map(|bits| match bits {
+        16 | 8 | 4 | 3 => Ok(bits.unsigned_abs()),
+        _ => {
+            let rule = format!("{bits} is no precision of the attention cache");
+            Err(Refusal::invalid(format!("{field}.kvBits"), rule, "set it to 16, 8, 4 or 3, or leave it out"))
+        }
+    });
     Ok(Settings {
         max_batch: integer(format!("{field}.maxBatch"), serving.max_batch.unwrap_or(32), 1, 256)?,
         batch_wait: match &serving.batch_wait {
@@ -221,11 +220,33 @@ fn settings(field: &str, serving: Option<&ServingSpec>) -> Result<Settings, Refu
             .context_length
             .map(|length| integer(format!("{field}.contextLength"), length, 16, 1_048_576))
             .transpose()?,
+        kv_bits: kv_bits.transpose()?,
+        memory_budget: serving
+            .memory_budget
+            .as_ref()
+            .map(|budget| memory_budget(format!("{field}.memoryBudget"), budget, limit))
+            .transpose()?,
         fallback: match &serving.fallback {
             Some(spec) => fallback(&format!("{field}.fallback"), spec)?,
             None => None,
         },
     })
+}
+
+/// A worker that plans with more than its pod may have is killed in the middle of its work.
+#[cfg(feature = "crd")]
+fn memory_budget(field: String, budget: &Memory, limit: Option<u64>) -> Result<u64, Refusal> {
+    let bytes = budget
+        .bytes()
+        .map_err(|error| Refusal::invalid(&field, error.to_string(), "write an amount of memory, or leave it out"))?;
+    match limit {
+        Some(limit) if bytes > limit => Err(Refusal::invalid(
+            field,
+            format!("{budget} is {bytes} bytes, more than the memory limit of the pool, {limit} bytes"),
+            "lower it, or use a pool with more memory",
+        )),
+        _ => Ok(bytes),
+    }
 }
 
 #[cfg(feature = "crd")]

@@ -1,7 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 /// What a worker serves. The operator compares `tokenizer`, `chat_template`, `vocabulary` and `eos` of both arms and
-/// wants the candidate's `context` to be at least the baseline's; it never compares `precision`, `kernel` or `device`.
+/// wants the candidate's `context` to be at least the baseline's; `precision` must be what the spec says of the arm, and is
+/// never compared with the other arm's, nor are `kernel` and `device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Identity {

@@ -178,7 +178,7 @@ fn check(gate: &Value, rollout: &Value, args: &Args) -> Result<()> {
     rollout.metadata.uid = Some("not-stored-yet".into());
     // Only the installation knows its pools: whichever is named here is taken to be one.
     let pool = args.pool.clone().unwrap_or_else(|| "cpu".into());
-    let pools = Pools { names: [pool.clone()].into(), default: pool };
+    let pools = Pools { names: [pool.clone()].into(), default: pool, ..Pools::default() };
     if let Err(refusal) = validate(&rollout, Some(&gate), &pools) {
         bail!("{refusal}");
     }

@@ -201,18 +201,22 @@ fn excuse(d: &Draft<'_>, attempt: &mut Attempt) {
 }
 
 fn compare_identities(d: &mut Draft<'_>, attempt: &mut Attempt, sample: &Sample) {
-    match &sample.comparable {
-        Comparable::Yes => attempt.comparable = true,
-        Comparable::Unknown => {}
-        Comparable::No { field, baseline, candidate } => {
-            let (field, ours, theirs) = (shortened(field, 32), shortened(baseline, 48), shortened(candidate, 48));
-            let why = format!("{field} is {theirs}, the baseline's is {ours}");
-            let text = format!("cannot be compared with the baseline: {why}; it gets no traffic");
-            d.event(true, Reason::NotComparable, format!("Deployment {}", attempt.candidate), text);
-            attempt.comparable = false;
-            attempt.mismatch = Some(why);
+    let (field, theirs, than) = match &sample.comparable {
+        Comparable::Yes => {
+            attempt.comparable = true;
+            return;
         }
-    }
+        Comparable::Unknown => return,
+        Comparable::No { field, baseline, candidate } => {
+            (field, candidate, format!("the baseline's is {}", shortened(baseline, 48)))
+        }
+        Comparable::Other { field, asked, found } => (field, found, format!("the spec says {}", shortened(asked, 48))),
+    };
+    let why = format!("{} is {}, {than}", shortened(field, 32), shortened(theirs, 48));
+    let text = format!("cannot be compared with the baseline: {why}; it gets no traffic");
+    d.event(true, Reason::NotComparable, format!("Deployment {}", attempt.candidate), text);
+    attempt.comparable = false;
+    attempt.mismatch = Some(why);
 }
 
 /// A gate with other parameters or another probe set is another test.
