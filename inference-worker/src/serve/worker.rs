@@ -116,6 +116,9 @@ pub enum StartError {
     /// The memory budget is too small for this model.
     #[error("MemoryBudget")]
     Budget(#[source] engine::BudgetTooSmall),
+    /// Not one sequence fits in the memory of the GPU.
+    #[error("DeviceMemory")]
+    DeviceMemory(#[source] engine::DeviceTooSmall),
     /// The operating system gives no thread for the engine.
     #[error("the engine's thread did not start")]
     Thread(#[source] std::io::Error),
@@ -269,7 +272,7 @@ impl Worker {
                 Ok(engine::Options { max_batch: plan.sequences, ..engine })
             }
             #[cfg(feature = "cuda")]
-            Runner::Cuda(_) => {
+            Runner::Cuda(model) => {
                 let refuse = |option| Err(StartError::Device(DeviceError::ForCpu { option }));
                 if memory_budget.is_some() {
                     return refuse("--memory-budget");
@@ -277,7 +280,10 @@ impl Worker {
                 if self.settings.kv_bits != KvBits::default() {
                     return refuse("--kv-bits");
                 }
-                Ok(engine)
+                let plan = model.plan(&engine).map_err(|error| StartError::Device(DeviceError::Cuda(error)))?;
+                let plan = plan.map_err(StartError::DeviceMemory)?;
+                tracing::info!(%plan, "device memory in bytes at most");
+                Ok(engine::Options { max_batch: plan.sequences, ..engine })
             }
         }
     }
