@@ -3,11 +3,9 @@
 //!
 //!     cargo run --release -p inference-worker --example server_overhead -- [SHAPE] [THREADS] [TOKENS] [ROUNDS]
 
-use inference_worker::compare::PeerSettings;
-use inference_worker::device::{Device, GpuKv};
 use inference_worker::engine::{Engine, Options};
-use inference_worker::model::{HeadMode, KvBits, LoadOptions, Model, Precision, Shape, Text};
-use inference_worker::serve::{Facts, MetricNames, Server, Settings, Stop, Worker};
+use inference_worker::model::{KvBits, LoadOptions, Model, Precision, Shape, Text};
+use inference_worker::serve::{Facts, Server, Settings, Stop, Worker};
 use serde_json::{Map, json};
 use std::error::Error;
 use std::net::SocketAddr;
@@ -131,26 +129,13 @@ fn write_tokenizer(dir: &Path, vocabulary: usize) -> Outcome<()> {
 
 fn settings(model: &Path, threads: usize, engine: Options) -> Settings {
     Settings {
-        model: model.to_owned(),
         revision: "chat-abcdefg234".to_owned(),
-        rollout: None,
-        rollout_uid: None,
-        probes: None,
-        digest: None,
-        context: None,
         engine,
         threads,
         kv_bits: KvBits::default(),
-        memory_budget: None,
-        head: HeadMode::default(),
-        device: Device::Cpu,
-        gpu_kv: GpuKv::F16,
         request_timeout: LIMIT,
-        head_time: Duration::from_secs(10),
-        metric_names: MetricNames::Ours,
         drain: Duration::ZERO,
-        upstream: None,
-        peers: PeerSettings::default(),
+        ..Settings::new(model)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail, ensure};
 use inference_worker::device::{Device, GpuKv};
-use inference_worker::model::{KvBits, KvCache, LoadOptions, Model, Precision, Shape, Step, Want};
+use inference_worker::model::{KvBits, KvCache, LoadOptions, Model, Precision, Shape, Step, Want, WeightsCache};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// How logits are computed.
     #[arg(long, value_enum, default_value = "exact")]
     pub(super) head: super::Head,
+    /// Keep the repacked weights of model directories in this directory, as `serve` does.
+    #[arg(long, value_name = "DIR")]
+    weights_cache: Option<PathBuf>,
     /// Prompt tokens that one pass reads at most.
     #[arg(long, default_value_t = 512)]
     pub(super) chunk: usize,
@@ -170,8 +173,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return print_json(args, &lines);
     }
     for subject in &subjects {
-        let mut model =
-            subject.load(&LoadOptions { kv_bits: args.kv_bits, head: args.head.mode(), ..LoadOptions::default() })?;
+        let mut model = on_cpu(subject, args)?;
         for &threads in &threads {
             model.set_threads(threads)?;
             let cpu = model.cpu();
@@ -187,6 +189,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     print_json(args, &lines)
+}
+
+/// Loads a model, and says on the standard error how long that took and where its weights lie.
+fn on_cpu(subject: &Subject<'_>, args: &Args) -> anyhow::Result<Model> {
+    let options = LoadOptions { kv_bits: args.kv_bits, head: args.head.mode(), ..LoadOptions::default() };
+    let (Subject::Directory(dir), Some(cache)) = (subject, &args.weights_cache) else { return subject.load(&options) };
+    let start = Instant::now();
+    let digest = inference_worker::model::digest(dir)?;
+    let hashed = start.elapsed();
+    let weights_cache = Some(WeightsCache { dir: cache.clone(), digest });
+    let model = subject.load(&LoadOptions { weights_cache, ..options })?;
+    let place = match model.weights_file() {
+        Some(file) => format!("mapped from {}", file.display()),
+        None => format!("in memory of this process: {} takes no file", cache.display()),
+    };
+    let (hashed, whole) = (hashed.as_secs_f64(), start.elapsed().as_secs_f64());
+    eprintln!("{}: digest {hashed:.2} s, loaded after {whole:.2} s, weights {place}", subject.name());
+    Ok(model)
 }
 
 fn print_json(args: &Args, lines: &[Line]) -> anyhow::Result<()> {

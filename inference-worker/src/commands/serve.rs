@@ -84,6 +84,10 @@ pub(crate) struct Args {
     /// neither greedy nor top-k choices; or in 8 bits.
     #[arg(long, env = "BITNET_HEAD", value_enum, default_value = "exact")]
     head: super::Head,
+    /// Keep repacked weights in this directory and map them from there: a later start repacks nothing, and the pods of a
+    /// node share them. One that cannot be written is said and done without.
+    #[arg(long, env = "BITNET_WEIGHTS_CACHE", value_name = "DIR")]
+    weights_cache: Option<PathBuf>,
     /// Show metrics also under the names of another server.
     #[arg(long, env = "BITNET_METRICS_COMPAT", value_name = "SERVER")]
     metrics_compat: Option<MetricsCompat>,
@@ -233,6 +237,7 @@ fn settings(args: Args) -> Settings {
         kv_bits: args.kv_bits,
         memory_budget: args.memory_budget,
         head: args.head.mode(),
+        weights_cache: args.weights_cache,
         device: args.device,
         gpu_kv: args.gpu_kv,
         request_timeout: args.request_timeout,

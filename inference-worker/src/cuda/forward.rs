@@ -5,7 +5,7 @@ use super::error::{CudaError, Doing};
 use super::gpu::{Gpu, NARROW, NORM_THREADS, Tile};
 use super::params::{Address, Attention, CacheShape, Embed, Kind, Norm, Product, Seat, StoreKv, Use};
 use super::weights::{Layer, Packed, Weights};
-use crate::engine::Turn;
+use crate::engine::{DevicePlan, DeviceTooSmall, Options, Turn};
 use crate::model::{Activation, Model, ModelConfig};
 use cudarc::driver::{CudaGraph, CudaSlice, PinnedHostSlice, sys};
 use std::cell::RefCell;
@@ -149,6 +149,19 @@ impl CudaModel {
         self.gpu.free_bytes()
     }
 
+    /// What the sequences of these options need of the memory that the weights and the buffers of the largest pass leave.
+    /// Those buffers are taken here, so that no request finds them missing.
+    ///
+    /// # Errors
+    /// The driver's, or inside, that not one sequence fits.
+    pub fn plan(&self, options: &Options) -> Result<Result<DevicePlan, DeviceTooSmall>, CudaError> {
+        self.gpu.context.bind_to_thread().doing("taking the context")?;
+        self.prompt_buffers((options.prefill_chunk + options.max_batch).min(MOST_TOKENS))?;
+        self.gpu.wait()?;
+        let free = self.gpu.free_bytes()?;
+        Ok(DevicePlan::choose(free, self.kv_bytes_per_position(), self.config.context, options))
+    }
+
     /// Bytes per second that a kernel reads from device memory: the best of `rounds`.
     ///
     /// # Errors
@@ -269,6 +282,18 @@ impl CudaModel {
         Ok(())
     }
 
+    /// Makes room for a pass of so many tokens.
+    fn prompt_buffers(&self, tokens: usize) -> Result<(), CudaError> {
+        let mut prompt = self.prompt.borrow_mut();
+        if prompt.as_ref().is_none_or(|buffers| buffers.tokens < tokens) {
+            // The old ones go first: device memory may be short.
+            *prompt = None;
+            let tokens = tokens.next_power_of_two().max(NARROW);
+            *prompt = Some(Buffers::new(&self.gpu, &self.config, &self.weights, self.kv, tokens, 1)?);
+        }
+        Ok(())
+    }
+
     /// Any tokens, logits of some.
     fn prompt(
         &self,
@@ -276,13 +301,8 @@ impl CudaModel {
         wanted: &[(usize, usize)],
         turns: &mut [Turn<'_, Cache>],
     ) -> Result<(), CudaError> {
-        let mut prompt = self.prompt.borrow_mut();
-        if prompt.as_ref().is_none_or(|buffers| buffers.tokens < seats.len()) {
-            // The old ones go first: device memory may be short.
-            *prompt = None;
-            let tokens = seats.len().next_power_of_two().max(NARROW);
-            *prompt = Some(Buffers::new(&self.gpu, &self.config, &self.weights, self.kv, tokens, 1)?);
-        }
+        self.prompt_buffers(seats.len())?;
+        let prompt = self.prompt.borrow();
         let Some(buffers) = prompt.as_ref() else { return Ok(()) };
         let count = seats.len();
         let mut blocks = wanted.chunks(NARROW);

@@ -3,7 +3,7 @@
 use super::CudaError;
 use super::gpu::{Gpu, WIDEST_HEADS, WIDEST_ROW};
 use super::params::{Address, Kind, Order, Repack};
-use crate::kernels::{ActivationBits, Elements};
+use crate::kernels::{ActivationBits, Floats};
 use crate::model::{LayerParts, Matrix, Model, ModelConfig};
 use cudarc::driver::CudaSlice;
 
@@ -185,9 +185,9 @@ fn pack(gpu: &Gpu, pieces: &[Piece<'_>]) -> Result<Packed, CudaError> {
             Matrix::Dense(dense) => {
                 let (elements, stride) = dense.padded();
                 let from = match elements {
-                    Elements::F16(v) => gpu.copy(v)?,
-                    Elements::Bf16(v) => gpu.copy(v)?,
-                    Elements::F32(_) => return Err(single()),
+                    Floats::F16(v) => gpu.copy(v)?,
+                    Floats::Bf16(v) => gpu.copy(v)?,
+                    Floats::F32(_) => return Err(single()),
                 };
                 (from, &gpu.kernels.repack_dense, stride, 1)
             }
@@ -237,9 +237,9 @@ fn kind(matrix: Matrix<'_>) -> Result<Kind, CudaError> {
         Matrix::Ternary { .. } => Ok(Kind::Ternary),
         Matrix::Codes(_) => Err(codes()),
         Matrix::Dense(dense) => match dense.padded().0 {
-            Elements::F16(_) => Ok(Kind::F16),
-            Elements::Bf16(_) => Ok(Kind::Bf16),
-            Elements::F32(_) => Err(single()),
+            Floats::F16(_) => Ok(Kind::F16),
+            Floats::Bf16(_) => Ok(Kind::Bf16),
+            Floats::F32(_) => Err(single()),
         },
     }
 }

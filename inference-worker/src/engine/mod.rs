@@ -6,6 +6,7 @@
 
 mod ask;
 mod batch;
+mod device_plan;
 mod job;
 mod network;
 mod plan;
@@ -17,6 +18,7 @@ mod tests;
 
 pub use crate::random;
 pub use ask::{AskError, Generated};
+pub use device_plan::{DevicePlan, DeviceTooSmall};
 pub use job::{Class, Ended, Event, Failure, Finish, Job, Likelihood, Refused, Work};
 pub use network::{Network, Turn};
 pub use plan::{BudgetTooSmall, MemoryPlan};

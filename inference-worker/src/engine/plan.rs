@@ -81,10 +81,20 @@ impl MemoryPlan {
         fewer.ok_or_else(|| BudgetTooSmall { budget, plan: at(smallest, 1) })
     }
 
+    /// What the total is made of, by name.
+    pub fn parts(&self) -> [(&'static str, usize); 5] {
+        [
+            ("program", self.program),
+            ("weights", self.weights),
+            ("sequences", self.kv_per_sequence.saturating_mul(self.sequences)),
+            ("prefixes", self.kept),
+            ("passes", self.passes),
+        ]
+    }
+
     /// Bytes in all.
     pub fn total(&self) -> usize {
-        let sequences = self.kv_per_sequence.saturating_mul(self.sequences);
-        sequences.saturating_add(self.program + self.weights + self.kept + self.passes)
+        self.parts().into_iter().fold(0, |total, (_, bytes)| total.saturating_add(bytes))
     }
 }
 

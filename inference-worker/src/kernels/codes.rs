@@ -1,6 +1,6 @@
 //! Matrices of small integers other than ternary ones: binary, and 4 or 8 bits per weight with a factor per row.
 
-use super::memory::{BLOCK_BYTES, Block, Blocks};
+use super::memory::{BLOCK_BYTES, Block, Blocks, Storage};
 use super::ternary::PANEL;
 
 /// Bits of a weight.
@@ -64,7 +64,7 @@ pub struct Codes {
     width: CodeWidth,
     rows: usize,
     columns: usize,
-    data: Blocks,
+    data: Storage<Block>,
     factors: Vec<f32>,
 }
 
@@ -107,7 +107,33 @@ impl Codes {
             }
             data.extend(panel.iter().map(|block| Block(*block)));
         }
-        Ok(Self { width, rows, columns, data, factors })
+        Ok(Self { width, rows, columns, data: data.into(), factors })
+    }
+
+    /// Blocks of a matrix.
+    pub(crate) fn blocks(width: CodeWidth, rows: usize, columns: usize) -> usize {
+        rows.div_ceil(PANEL) * columns.div_ceil(width.columns())
+    }
+
+    /// A matrix from blocks in the layout of this type.
+    ///
+    /// # Panics
+    /// If the number of blocks is not [`Codes::blocks`], there is not a factor per row, or as [`Codes::from_codes`].
+    pub(crate) fn from_blocks(
+        width: CodeWidth,
+        rows: usize,
+        columns: usize,
+        data: Storage<Block>,
+        factors: Vec<f32>,
+    ) -> Self {
+        assert!(rows > 0 && columns > 0 && columns <= Self::MOST_COLUMNS && factors.len() == rows);
+        assert!(data.len() == Self::blocks(width, rows, columns));
+        Self { width, rows, columns, data, factors }
+    }
+
+    /// The blocks as they lie in memory.
+    pub(crate) fn packed(&self) -> &[Block] {
+        &self.data
     }
 
     /// Bits of a weight.
@@ -127,7 +153,7 @@ impl Codes {
 
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
-        self.data.as_slice().len() * BLOCK_BYTES + self.factors.len() * 4
+        self.data.len() * BLOCK_BYTES + self.factors.len() * 4
     }
 
     /// What each row's products are multiplied with.
@@ -152,6 +178,6 @@ impl Codes {
     /// Blocks of one panel.
     pub(super) fn panel(&self, index: usize) -> &[Block] {
         let count = self.columns.div_ceil(self.width.columns());
-        &self.data.as_slice()[index * count..(index + 1) * count]
+        &self.data[index * count..(index + 1) * count]
     }
 }

@@ -94,11 +94,7 @@ impl Cpu {
             .collect();
         self.split(total, PANELS, PANEL * x.width() * x.count(), &|panels| {
             for panel in panels {
-                let (mut panel, mut part) = (panel, 0);
-                while panel >= parts[part].0.panels() {
-                    panel -= parts[part].0.panels();
-                    part += 1;
-                }
+                let (part, panel) = part_of(panel, parts.iter().map(|part| part.0.panels()));
                 let (weights, divisor, factor, cells) = &parts[part];
                 // SAFETY: each panel of each product is in one range only, so its cells are written once.
                 unsafe { self.ternary_panel(x, weights, panel, (*divisor, *factor), cells) };
@@ -118,24 +114,16 @@ impl Cpu {
     ) {
         let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
         let mut line = [0.0; PANEL];
-        self.panel(x, weights, panel, |token, products| {
-            let sum = x.sum(token);
-            self.kernels.finish(products, sum, x.scale(token) * divisor, factor, &mut line);
-            // SAFETY: the caller's promise.
-            unsafe { cells.part_mut(token, first, rows) }.copy_from_slice(&line[..rows]);
-        });
-    }
-
-    /// Sums of code × value of one panel, token by token.
-    fn panel(&self, x: &Quantized, weights: &Ternary, panel: usize, mut take: impl FnMut(usize, &[i32; PANEL])) {
-        let (values, stride) = x.padded();
-        let mut products = [[0; PANEL]; TOKENS];
-        for first in (0..x.count()).step_by(TOKENS) {
-            let count = TOKENS.min(x.count() - first);
-            let values = &values[first * stride..(first + count) * stride];
-            self.kernels.panel(weights, panel, Tokens { values, stride }, &mut products[..count]);
-            products[..count].iter().enumerate().for_each(|(i, products)| take(first + i, products));
-        }
+        each_token(
+            x,
+            |tokens, out| self.kernels.panel(weights, panel, tokens, out),
+            |token, products| {
+                let sum = x.sum(token);
+                self.kernels.finish(products, sum, x.scale(token) * divisor, factor, &mut line);
+                // SAFETY: the caller's promise.
+                unsafe { cells.part_mut(token, first, rows) }.copy_from_slice(&line[..rows]);
+            },
+        );
     }
 
     /// `[token × rows + row]`: Σ weight × quantised activation, exact integers. On the calling thread: this is for
@@ -148,12 +136,16 @@ impl Cpu {
         let mut out = vec![0; x.count() * weights.rows()];
         for panel in 0..weights.panels() {
             let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
-            self.panel(x, weights, panel, |token, products| {
-                let at = token * weights.rows() + first;
-                for (out, product) in out[at..at + rows].iter_mut().zip(products) {
-                    *out = product - x.sum(token);
-                }
-            });
+            each_token(
+                x,
+                |tokens, out| self.kernels.panel(weights, panel, tokens, out),
+                |token, products| {
+                    let at = token * weights.rows() + first;
+                    for (out, product) in out[at..at + rows].iter_mut().zip(products) {
+                        *out = product - x.sum(token);
+                    }
+                },
+            );
         }
         out
     }
@@ -174,36 +166,24 @@ impl Cpu {
             .collect();
         self.split(total, PANELS, PANEL * x.width() * x.count(), &|panels| {
             for panel in panels {
-                let (mut panel, mut part) = (panel, 0);
-                while panel >= parts[part].0.panels() {
-                    panel -= parts[part].0.panels();
-                    part += 1;
-                }
+                let (part, panel) = part_of(panel, parts.iter().map(|part| part.0.panels()));
                 let (weights, cells) = &parts[part];
                 let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
                 let factors = &weights.factors()[first..first + rows];
-                self.codes_panel(x, weights, panel, |token, products| {
-                    let (sum, scale) = (x.sum(token), x.scale(token));
-                    // SAFETY: each panel of each product is in one range only, so its cells are written once.
-                    let out = unsafe { cells.part_mut(token, first, rows) };
-                    for ((out, codes), factor) in out.iter_mut().zip(products).zip(factors) {
-                        *out = weights.width().product(*codes, sum) as f32 / scale * factor;
-                    }
-                });
+                each_token(
+                    x,
+                    |tokens, out| self.kernels.codes_panel(weights, panel, tokens, out),
+                    |token, products| {
+                        let (sum, scale) = (x.sum(token), x.scale(token));
+                        // SAFETY: each panel of each product is in one range only, so its cells are written once.
+                        let out = unsafe { cells.part_mut(token, first, rows) };
+                        for ((out, codes), factor) in out.iter_mut().zip(products).zip(factors) {
+                            *out = weights.width().product(*codes, sum) as f32 / scale * factor;
+                        }
+                    },
+                );
             }
         });
-    }
-
-    /// Sums of code × value of one panel, token by token.
-    fn codes_panel(&self, x: &Quantized, weights: &Codes, panel: usize, mut take: impl FnMut(usize, &[i32; PANEL])) {
-        let (values, stride) = x.padded();
-        let mut products = [[0; PANEL]; TOKENS];
-        for first in (0..x.count()).step_by(TOKENS) {
-            let count = TOKENS.min(x.count() - first);
-            let values = &values[first * stride..(first + count) * stride];
-            self.kernels.codes_panel(weights, panel, Tokens { values, stride }, &mut products[..count]);
-            products[..count].iter().enumerate().for_each(|(i, products)| take(first + i, products));
-        }
     }
 
     /// As [`Cpu::integers`].
@@ -215,12 +195,16 @@ impl Cpu {
         let mut out = vec![0; x.count() * weights.rows()];
         for panel in 0..weights.panels() {
             let (first, rows) = (panel * PANEL, PANEL.min(weights.rows() - panel * PANEL));
-            self.codes_panel(x, weights, panel, |token, products| {
-                let at = token * weights.rows() + first;
-                for (out, codes) in out[at..at + rows].iter_mut().zip(products) {
-                    *out = weights.width().product(*codes, x.sum(token));
-                }
-            });
+            each_token(
+                x,
+                |tokens, out| self.kernels.codes_panel(weights, panel, tokens, out),
+                |token, products| {
+                    let at = token * weights.rows() + first;
+                    for (out, codes) in out[at..at + rows].iter_mut().zip(products) {
+                        *out = weights.width().product(*codes, x.sum(token));
+                    }
+                },
+            );
         }
         out
     }
@@ -254,11 +238,7 @@ impl Cpu {
         self.split(total, 1, ROWS * x.width() * x.count(), &|blocks| {
             let mut results = vec![0.0; ROWS * x.count()];
             for block in blocks {
-                let (mut block, mut part) = (block, 0);
-                while block >= parts[part].0.rows().div_ceil(ROWS) {
-                    block -= parts[part].0.rows().div_ceil(ROWS);
-                    part += 1;
-                }
+                let (part, block) = part_of(block, parts.iter().map(|part| part.0.rows().div_ceil(ROWS)));
                 let (weights, cells) = &parts[part];
                 let rows = block * ROWS..((block + 1) * ROWS).min(weights.rows());
                 let results = &mut results[..rows.len() * x.count()];
@@ -341,4 +321,32 @@ impl Cpu {
         }
         self.pool.run(total.div_ceil(step), &|index| part(index * step..((index + 1) * step).min(total)));
     }
+}
+
+/// Sums of code × value of one panel, as many tokens at once as a kernel takes, handed on token by token.
+#[inline]
+fn each_token(
+    x: &Quantized,
+    panel: impl Fn(Tokens<'_>, &mut [[i32; PANEL]]),
+    mut take: impl FnMut(usize, &[i32; PANEL]),
+) {
+    let (values, stride) = x.padded();
+    let mut products = [[0; PANEL]; TOKENS];
+    for first in (0..x.count()).step_by(TOKENS) {
+        let count = TOKENS.min(x.count() - first);
+        let values = &values[first * stride..(first + count) * stride];
+        panel(Tokens { values, stride }, &mut products[..count]);
+        products[..count].iter().enumerate().for_each(|(i, products)| take(first + i, products));
+    }
+}
+
+/// Number `index` of parts that lie one after the other, so many in each: which part, and its number there.
+fn part_of(mut index: usize, sizes: impl Iterator<Item = usize>) -> (usize, usize) {
+    for (part, size) in sizes.enumerate() {
+        if index < size {
+            return (part, index);
+        }
+        index -= size;
+    }
+    unreachable!("the sizes add up to the number of indices")
 }

@@ -33,8 +33,9 @@ pub use attention::Sequence;
 pub use codes::{CodeWidth, Codes};
 pub use cpu::{ActivationBits, CodesProduct, Cpu, DenseProduct, TernaryProduct};
 pub use dense::{Dense, Elements};
+pub(crate) use dense::{FloatStorage, Floats};
 pub use kv::{KvBits, KvFormat};
-pub(crate) use memory::{Block, Blocks};
+pub(crate) use memory::{Block, Blocks, Plain, Storage, bytes_of};
 pub use pool::Pool;
 pub use rows::{Quantized, Rows};
 pub use self_test::KernelFault;
@@ -223,9 +224,9 @@ impl Kernels {
     /// `out[token × rows + row]` of some rows of a matrix.
     fn dense(self, weights: &Dense, rows: std::ops::Range<usize>, x: &Rows, out: &mut [f32]) {
         match weights.padded() {
-            (Elements::F32(v), stride) => self.dense_of(v, stride, rows, x, out),
-            (Elements::F16(v), stride) => self.dense_of(v, stride, rows, x, out),
-            (Elements::Bf16(v), stride) => self.dense_of(v, stride, rows, x, out),
+            (Floats::F32(v), stride) => self.dense_of(v, stride, rows, x, out),
+            (Floats::F16(v), stride) => self.dense_of(v, stride, rows, x, out),
+            (Floats::Bf16(v), stride) => self.dense_of(v, stride, rows, x, out),
         }
     }
 

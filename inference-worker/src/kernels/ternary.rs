@@ -1,6 +1,6 @@
 //! Packed ternary weights.
 
-use super::memory::{BLOCK_BYTES, Block, Blocks};
+use super::memory::{BLOCK_BYTES, Block, Blocks, Storage};
 
 /// Rows of a panel: what a kernel works on at once.
 pub(super) const PANEL: usize = 32;
@@ -16,11 +16,11 @@ pub const MOST_COLUMNS: usize = 1 << 22;
 /// 0-1, 2-3, 4-5 and 6-7, each as weight + 1. So a register holds 4 columns of 8 or 16 rows: it is multiplied with 4
 /// activations that are the same for all rows, a dot-product instruction adds the 4 products of each row, no sum runs
 /// across a register, and memory is read in one stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Ternary {
     rows: usize,
     columns: usize,
-    data: Blocks,
+    data: Storage<Block>,
 }
 
 impl Ternary {
@@ -65,8 +65,9 @@ impl Ternary {
     ///
     /// # Panics
     /// If the number of blocks is not [`blocks`], or as [`Ternary::from_codes`].
-    pub(crate) fn from_blocks(rows: usize, columns: usize, data: Blocks) -> Self {
-        assert!(rows > 0 && columns > 0 && columns <= MOST_COLUMNS && data.as_slice().len() == blocks(rows, columns));
+    pub(crate) fn from_blocks(rows: usize, columns: usize, data: impl Into<Storage<Block>>) -> Self {
+        let data = data.into();
+        assert!(rows > 0 && columns > 0 && columns <= MOST_COLUMNS && data.len() == blocks(rows, columns));
         Self { rows, columns, data }
     }
 
@@ -82,7 +83,7 @@ impl Ternary {
 
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
-        self.data.as_slice().len() * BLOCK_BYTES
+        self.data.len() * BLOCK_BYTES
     }
 
     /// One weight: -1, 0 or 1.
@@ -92,10 +93,9 @@ impl Ternary {
         ((byte >> (place / 4 * 2)) & 3) as i8 - 1
     }
 
-    /// The blocks as they lie in memory, and the rows of a panel; for backends that keep their own copy.
-    #[cfg(feature = "cuda")]
+    /// The blocks as they lie in memory, and the rows of a panel; for files and for backends that keep their own copy.
     pub(crate) fn packed(&self) -> (&[Block], usize) {
-        (self.data.as_slice(), PANEL)
+        (&self.data, PANEL)
     }
 
     /// Number of panels.
@@ -106,7 +106,7 @@ impl Ternary {
     /// Blocks of one panel.
     pub(super) fn panel(&self, index: usize) -> &[Block] {
         let count = self.columns.div_ceil(COLUMNS);
-        &self.data.as_slice()[index * count..(index + 1) * count]
+        &self.data[index * count..(index + 1) * count]
     }
 }
 

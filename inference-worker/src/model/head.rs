@@ -30,13 +30,13 @@ impl HeadMode {
 /// 8-bit rows, and how wrong they are.
 #[derive(Debug)]
 pub(super) struct Screen {
-    codes: Codes,
+    pub(super) codes: Codes,
     /// Length of what rounding took from each row.
-    lost: Vec<f32>,
+    pub(super) lost: Vec<f32>,
     /// Length of each rounded row.
-    size: Vec<f32>,
+    pub(super) size: Vec<f32>,
     /// Whether candidates are computed again.
-    rescore: bool,
+    pub(super) rescore: bool,
 }
 
 impl Screen {

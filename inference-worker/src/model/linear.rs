@@ -65,6 +65,15 @@ impl Linear {
         }
     }
 
+    /// Where the matrix lies: the same for layers that share it.
+    pub(super) fn address(&self) -> usize {
+        match self {
+            Self::Dense(weights) => Arc::as_ptr(weights).addr(),
+            Self::Ternary { weights, .. } => Arc::as_ptr(weights).addr(),
+            Self::Codes(weights) => Arc::as_ptr(weights).addr(),
+        }
+    }
+
     /// Multiply-adds per token.
     pub(super) fn products(&self) -> usize {
         match self {

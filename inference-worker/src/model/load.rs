@@ -14,7 +14,8 @@ const SMALLEST_MEAN: f32 = 1e-5;
 
 impl Model {
     /// Reads a model directory. Weights are copied into the kernels' layout: plain weights in their stored precision,
-    /// ternary ones in 2 bits each, whatever their stored form.
+    /// ternary ones in 2 bits each, whatever their stored form. With [`LoadOptions::weights_cache`] that is done once, and
+    /// weights are mapped from the file that is made then.
     ///
     /// # Errors
     /// [`LoadError`] names the file, the field or tensor, the rule that it breaks, and what to do about it.
@@ -31,9 +32,20 @@ impl Model {
             }
             config.context = context;
         }
-        if let Some(path) = super::gguf::find(dir)? {
-            return super::gguf::load(&path, config, options);
-        }
+        let repack = |config| match super::gguf::find(dir)? {
+            Some(path) => super::gguf::load(&path, config, options),
+            None => Self::repack(dir, config, options),
+        };
+        let mut model = match &options.weights_cache {
+            Some(cache) => super::repacked::load(cache, config, options, repack)?,
+            None => repack(config)?,
+        };
+        options.shared.share(&mut model);
+        Ok(model)
+    }
+
+    /// From safetensors files to the kernels' layout.
+    fn repack(dir: &Path, config: ModelConfig, options: &LoadOptions) -> Result<Self, LoadError> {
         let shards = Shards::open(dir)?;
         let mut source = Source { config: &config, tensors: shards.tensors()? };
         let shape = [config.vocab_size, config.hidden_size];
@@ -59,7 +71,22 @@ impl Model {
             layers.push(source.layer(index)?);
         }
         source.tensors.finish()?;
-        Ok(Self { config, cpu: options.cpu()?, kv_bits: options.kv_bits, embedding, layers, norm, head })
+        Self::new(config, options, embedding, layers, norm, head)
+    }
+}
+
+impl Model {
+    /// A model whose weights are in memory.
+    pub(super) fn new(
+        config: ModelConfig,
+        options: &LoadOptions,
+        embedding: Arc<Dense>,
+        layers: Vec<Layer>,
+        norm: Vec<f32>,
+        head: Head,
+    ) -> Result<Self, LoadError> {
+        let (cpu, kv_bits) = (options.cpu()?, options.kv_bits);
+        Ok(Self { config, cpu, kv_bits, embedding, layers, norm, head, reference: None, weights_file: None })
     }
 }
 

@@ -19,7 +19,9 @@ mod load;
 #[cfg(feature = "cuda")]
 mod parts;
 mod random;
+mod repacked;
 mod self_test;
+mod shared;
 mod text;
 mod weights;
 
@@ -35,7 +37,9 @@ pub use head::HeadMode;
 #[cfg(feature = "cuda")]
 pub(crate) use parts::{LayerParts, Matrix};
 pub use random::{Precision, Shape};
+pub use repacked::WeightsCache;
 pub use self_test::SelfTestError;
+pub use shared::SharedWeights;
 pub use text::{ChatMessage, Text, TextStream};
 pub(crate) use weights::{Shards, Tensor as StoredTensor};
 
@@ -43,6 +47,7 @@ pub use crate::kernels::{ActivationBits, KvBits};
 use crate::kernels::{Cpu, Dense, Kernels};
 use head::Head;
 use linear::Linear;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How to load a model.
@@ -58,6 +63,10 @@ pub struct LoadOptions {
     pub kv_bits: KvBits,
     /// How logits are computed.
     pub head: HeadMode,
+    /// Where repacked weights are kept between starts; without it, nowhere.
+    pub weights_cache: Option<WeightsCache>,
+    /// Models that are loaded with clones of the same value share equal matrices.
+    pub shared: SharedWeights,
 }
 
 impl LoadOptions {
@@ -77,6 +86,10 @@ pub struct Model {
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: Head,
+    /// Logits of the portable kernels for the self-test, where they are known.
+    reference: Option<Vec<f32>>,
+    /// The file that the weights are mapped from; none: they are in memory of this process.
+    weights_file: Option<PathBuf>,
 }
 
 /// Weights of one decoder layer.
@@ -98,6 +111,15 @@ struct Layer {
 }
 
 impl Layer {
+    fn linears(&self) -> [&Linear; 7] {
+        [&self.query, &self.key, &self.value, &self.output, &self.gate, &self.up, &self.down]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        let Self { query, key, value, output, gate, up, down, .. } = self;
+        [query, key, value, output, gate, up, down]
+    }
+
     fn norm_bytes(&self) -> usize {
         let sub_norms = self.attention_sub_norm.iter().chain(&self.ffn_sub_norm);
         4 * (self.input_norm.len() + self.post_attention_norm.len() + sub_norms.map(Vec::len).sum::<usize>())
@@ -113,9 +135,7 @@ impl Model {
     /// Precision of the decoder's linear layers: `binary`, `ternary`, `int4`, `int8`, `fp16`, `bf16`, `fp32`, or `mixed`
     /// where they differ.
     pub fn precision(&self) -> &'static str {
-        let linears =
-            |l: &Layer| [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down].map(Linear::precision);
-        let mut all = self.layers.iter().flat_map(linears);
+        let mut all = self.linears().map(Linear::precision);
         let first = all.next().unwrap_or("fp32");
         if all.all(|other| other == first) { first } else { "mixed" }
     }
@@ -156,10 +176,12 @@ impl Model {
 
     /// Bytes of all weights in memory.
     pub fn weight_bytes(&self) -> usize {
-        let norms = self.layers.iter().map(Layer::norm_bytes).sum::<usize>() + 4 * self.norm.len();
-        let head = self.head.own.as_ref().map_or(0, |head| head.bytes());
-        let screen = self.head.screen.as_ref().map_or(0, head::Screen::held);
-        self.linears().map(Linear::bytes).sum::<usize>() + norms + self.embedding.bytes() + head + screen
+        Self::weight_bytes_of(&[self])
+    }
+
+    /// The file that the weights are mapped from, if they are: then processes of a node share them.
+    pub fn weights_file(&self) -> Option<&Path> {
+        self.weights_file.as_deref()
     }
 
     /// Multiply-adds of the decoder's linear layers per token, and of the head per row of logits.
@@ -169,9 +191,7 @@ impl Model {
     }
 
     fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.layers.iter().flat_map(|layer| {
-            [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down]
-        })
+        self.layers.iter().flat_map(Layer::linears)
     }
 
     /// An empty cache for one sequence of at most `capacity` tokens; the model's context bounds it.

@@ -191,7 +191,7 @@ impl Model {
         let head = Head::new(head, &embedding, options.head);
         let layers = (0..config.layers).map(|_| source.layer(&config)).collect();
         let norm = vec![1.0; config.hidden_size];
-        Ok(Self { cpu: options.cpu()?, kv_bits: options.kv_bits, embedding, layers, norm, head, config })
+        Self::new(config, options, embedding, layers, norm, head)
     }
 }
 

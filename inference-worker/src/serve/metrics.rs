@@ -69,6 +69,7 @@ pub(crate) struct Metrics {
     passes: Counter,
     weight_bytes: Counter,
     per_pass: Gauge,
+    planned: Family<Planned, Gauge>,
     reused: Counter,
     non_finite: Counter,
     switches: Counter,
@@ -84,6 +85,11 @@ pub(crate) struct Metrics {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Package {
     package: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Planned {
+    part: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -141,6 +147,7 @@ impl Metrics {
             passes: Counter::default(),
             weight_bytes: Counter::default(),
             per_pass: Gauge::default(),
+            planned: Family::default(),
             reused: Counter::default(),
             non_finite: Counter::default(),
             switches: Counter::default(),
@@ -189,6 +196,8 @@ impl Metrics {
         }
         let help = "Share of the cache that full batches of the longest sequences would need";
         to.register("bitnet_kv_cache_usage_ratio", help, self.cache_use.clone());
+        let help = "Memory that the process may reach, by what takes it; weights that models share count once";
+        to.register("bitnet_memory_planned_bytes", help, self.planned.clone());
         let help = "Answers that ended well, by how they ended";
         to.register("bitnet_requests_finished", help, self.success.clone());
         let help = "Requests offered to the next tier, by reason and by what came of it";
@@ -231,6 +240,13 @@ impl Metrics {
             to.register(format!("vllm:{name}"), help, counter.clone());
         }
         to.register("vllm:request_success", "Answers that ended well, by how they ended", self.success.clone());
+    }
+
+    /// The memory plan, by part, in bytes.
+    pub(crate) fn set_plan(&self, parts: &[(&'static str, usize)]) {
+        for (part, bytes) in parts {
+            self.planned.get_or_create(&Planned { part }).set(*bytes as i64);
+        }
     }
 
     /// Adds the constant series that says what serves.
@@ -360,6 +376,7 @@ mod tests {
         let metrics = Metrics::new("chat", Names::AndVllm);
         metrics.set_build(&Build { revision: "r", precision: "ternary", kernel: "k", device: "cpu", threads: 1 });
         // A family shows itself with its first series.
+        metrics.set_plan(&[("weights", 1)]);
         metrics.finished(Finish::Stop, 1, 1, 0.1);
         metrics.failed(ErrorClass::Server);
         metrics.handed_on("server", "answered");

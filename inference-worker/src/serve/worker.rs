@@ -11,7 +11,7 @@ use super::users::Users;
 use crate::compare::{Comparer, PeerSettings, Shadow};
 use crate::device::{Device, DeviceError, GpuKv, Runner};
 use crate::engine::{self, AskError, Engine, MemoryPlan};
-use crate::model::{self, HeadMode, KvBits, LoadError, LoadOptions, Model, Text};
+use crate::model::{self, HeadMode, KvBits, LoadError, LoadOptions, Model, Text, WeightsCache};
 use bitnet_api::worker::Identity;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,6 +48,8 @@ pub struct Settings {
     pub memory_budget: Option<usize>,
     /// How logits are computed.
     pub head: HeadMode,
+    /// Directory of repacked weights; none: weights are repacked at every start.
+    pub weights_cache: Option<PathBuf>,
     /// Where the model runs.
     pub device: Device,
     /// Keys and values on a GPU.
@@ -64,6 +66,35 @@ pub struct Settings {
     pub upstream: Option<UpstreamSettings>,
     /// Where peers listen, and exceptions to it.
     pub peers: PeerSettings,
+}
+
+impl Settings {
+    /// The command line's defaults, on one thread of the CPU and outside any rollout.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            revision: String::new(),
+            rollout: None,
+            rollout_uid: None,
+            probes: None,
+            digest: None,
+            context: None,
+            engine: engine::Options::default(),
+            threads: 1,
+            kv_bits: KvBits::Sixteen,
+            memory_budget: None,
+            head: HeadMode::default(),
+            weights_cache: None,
+            device: Device::Cpu,
+            gpu_kv: GpuKv::default(),
+            request_timeout: Duration::from_mins(1),
+            head_time: Duration::from_secs(10),
+            metric_names: Names::default(),
+            drain: Duration::from_secs(5),
+            upstream: None,
+            peers: PeerSettings::default(),
+        }
+    }
 }
 
 /// Why a model is not served.
@@ -85,6 +116,9 @@ pub enum StartError {
     /// The memory budget is too small for this model.
     #[error("MemoryBudget")]
     Budget(#[source] engine::BudgetTooSmall),
+    /// Not one sequence fits in the memory of the GPU.
+    #[error("DeviceMemory")]
+    DeviceMemory(#[source] engine::DeviceTooSmall),
     /// The operating system gives no thread for the engine.
     #[error("the engine's thread did not start")]
     Thread(#[source] std::io::Error),
@@ -203,7 +237,9 @@ impl Worker {
             }
         }
         let Settings { context, threads, kv_bits, head, .. } = self.settings;
-        let options = LoadOptions { context, threads: Some(threads), kv_bits, head, ..LoadOptions::default() };
+        let weights_cache = self.settings.weights_cache.clone().map(|dir| WeightsCache { dir, digest: found.clone() });
+        let options =
+            LoadOptions { context, threads: Some(threads), kv_bits, head, weights_cache, ..LoadOptions::default() };
         let text = Text::load(dir).map_err(StartError::ModelInvalid)?;
         let model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
         // A GPU is compared with the CPU there, the CPU with the portable kernels here.
@@ -231,11 +267,12 @@ impl Worker {
                 model.self_test().map_err(StartError::SelfTest)?;
                 let plan = MemoryPlan::of(model, &engine, memory_budget).map_err(StartError::Budget)?;
                 tracing::info!(total = plan.total(), budget = memory_budget, %plan, "memory in bytes at most");
+                self.account.metrics().set_plan(&plan.parts());
                 model.set_kv_bits(plan.kv_bits);
                 Ok(engine::Options { max_batch: plan.sequences, ..engine })
             }
             #[cfg(feature = "cuda")]
-            Runner::Cuda(_) => {
+            Runner::Cuda(model) => {
                 let refuse = |option| Err(StartError::Device(DeviceError::ForCpu { option }));
                 if memory_budget.is_some() {
                     return refuse("--memory-budget");
@@ -243,7 +280,10 @@ impl Worker {
                 if self.settings.kv_bits != KvBits::default() {
                     return refuse("--kv-bits");
                 }
-                Ok(engine)
+                let plan = model.plan(&engine).map_err(|error| StartError::Device(DeviceError::Cuda(error)))?;
+                let plan = plan.map_err(StartError::DeviceMemory)?;
+                tracing::info!(%plan, "device memory in bytes at most");
+                Ok(engine::Options { max_batch: plan.sequences, ..engine })
             }
         }
     }

@@ -4,11 +4,9 @@
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use inference_worker::compare::{PeerSettings, halves};
-use inference_worker::device::{Device, GpuKv};
-use inference_worker::engine::Options;
-use inference_worker::model::{ChatMessage, HeadMode, KvBits, LoadOptions, Model, ModelConfig, Text};
-use inference_worker::serve::{MetricNames, Settings, Worker, internal_router, public_router};
+use inference_worker::compare::halves;
+use inference_worker::model::{ChatMessage, KvBits, LoadOptions, Model, ModelConfig, Text};
+use inference_worker::serve::{Settings, Worker, internal_router, public_router};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -96,28 +94,14 @@ fn port() -> &'static Port {
     static PORT: OnceLock<Port> = OnceLock::new();
     PORT.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        // Without probes a comparison calls no peer.
         let settings = Settings {
-            model: model(),
             revision: "chat-abcdefg234".to_owned(),
             rollout: Some("chat".to_owned()),
-            rollout_uid: None,
-            // Without probes a comparison calls no peer.
-            probes: None,
-            digest: None,
-            context: None,
-            engine: Options::default(),
-            threads: 1,
             kv_bits: KvBits::default(),
-            memory_budget: None,
-            head: HeadMode::default(),
-            device: Device::Cpu,
-            gpu_kv: GpuKv::F16,
             request_timeout: Duration::from_secs(10),
-            head_time: Duration::from_secs(10),
-            metric_names: MetricNames::Ours,
             drain: Duration::ZERO,
-            upstream: None,
-            peers: PeerSettings::default(),
+            ..Settings::new(model())
         };
         let worker = Worker::new(settings);
         worker.load().expect("the model beside loads");

@@ -13,10 +13,8 @@ use axum::body::Body;
 use axum::http::Request;
 use axum::response::Response;
 use bitnet_api::worker::Counters;
-use inference_worker::compare::PeerSettings;
-use inference_worker::device::{Device, GpuKv};
-use inference_worker::engine::{self, Engine};
-use inference_worker::model::{HeadMode, KvBits, Text};
+use inference_worker::engine::Engine;
+use inference_worker::model::{KvBits, Text};
 use inference_worker::serve::{Facts, MetricNames, ServeError, Server, Settings, Stop, Worker, internal_router};
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -30,26 +28,13 @@ use tower::ServiceExt;
 /// Settings for tests: no rollout, short times.
 pub fn settings(model: &Path) -> Settings {
     Settings {
-        model: model.to_owned(),
         revision: "chat-abcdefg234".to_owned(),
-        rollout: None,
-        rollout_uid: None,
-        probes: None,
-        digest: None,
-        context: None,
-        engine: engine::Options::default(),
-        threads: 1,
         kv_bits: KvBits::default(),
-        memory_budget: None,
-        head: HeadMode::default(),
-        device: Device::Cpu,
-        gpu_kv: GpuKv::F16,
         request_timeout: Duration::from_secs(10),
         head_time: Duration::from_millis(300),
         metric_names: MetricNames::AndVllm,
         drain: Duration::from_secs(2),
-        upstream: None,
-        peers: PeerSettings::default(),
+        ..Settings::new(model)
     }
 }
 

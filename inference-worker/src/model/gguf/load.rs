@@ -26,7 +26,7 @@ pub(in crate::model) fn load(path: &Path, config: ModelConfig, options: &LoadOpt
         layers.push(source.layer(index)?);
     }
     source.finish()?;
-    Ok(Model { cpu: options.cpu()?, kv_bits: options.kv_bits, embedding, layers, norm, head, config })
+    Model::new(config, options, embedding, layers, norm, head)
 }
 
 struct Source<'a> {
