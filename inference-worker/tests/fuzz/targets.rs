@@ -30,7 +30,10 @@ pub(super) const TARGETS: [Target; 7] = [
 
 /// The model that stands beside what is fuzzed: the smallest that loads.
 fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/model")
+    // The fuzzing programs are a package of their own, beside the tests' folder.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let place = ["tests/fuzz/model", "../tests/fuzz/model"].map(|place| package.join(place));
+    place.into_iter().find(|place| place.exists()).expect("the model beside")
 }
 
 /// A copy of that model with `bytes` in the place of one file.

@@ -389,8 +389,12 @@ mod tests {
             assert_eq!(*mode, theirs[path].0, "mode of {path}");
             assert!(*bytes == theirs[path].1, "content of {path}");
         }
-        for name in ["operator", "inference-worker"] {
-            let text = fs::read_to_string(images.join(format!("{name}.Dockerfile"))).unwrap();
+        for (name, file) in [
+            ("operator", "operator"),
+            ("inference-worker", "inference-worker"),
+            ("inference-worker", "inference-worker-cuda"),
+        ] {
+            let text = fs::read_to_string(images.join(format!("{file}.Dockerfile"))).unwrap();
             let fake = Contents { entrypoint: Some(format!("/usr/local/bin/{name}")), ..Contents::default() };
             let wanted = config(&fake, "0")["config"].clone();
             let line = |word: &str| text.lines().find_map(|line| line.strip_prefix(word)).unwrap_or_default();
@@ -398,10 +402,13 @@ mod tests {
             assert_eq!(line("ENV PATH="), wanted["Env"][0].as_str().unwrap().trim_start_matches("PATH="));
             assert_eq!(serde_json::from_str::<Value>(line("ENTRYPOINT ")).unwrap(), wanted["Entrypoint"]);
             let froms: Vec<_> = text.lines().filter(|line| line.starts_with("FROM ")).collect();
-            assert_eq!(froms, ["FROM ${RUST_IMAGE} AS build", "FROM scratch"], "{name}: nothing comes by a tag");
-            assert!(text.lines().any(|line| line == "ARG RUST_IMAGE"), "{name}: the compiler's image has no default");
+            // Whose nvcc builds the kernels.
+            let toolkit = file.ends_with("-cuda").then_some("FROM ${CUDA_IMAGE} AS toolkit");
+            let expected: Vec<_> = toolkit.into_iter().chain(["FROM ${RUST_IMAGE} AS build", "FROM scratch"]).collect();
+            assert_eq!(froms, expected, "{file}: nothing comes by a tag");
+            assert!(text.lines().any(|line| line == "ARG RUST_IMAGE"), "{file}: the compiler's image has no default");
             let build = "cargo build --release --locked --workspace --bins";
-            assert!(text.contains(build), "{name}: the programs are built as the box builds them");
+            assert!(text.contains(build), "{file}: the programs are built as the box builds them");
             assert!(text.contains(&format!("images/rootfs.sh target/release/{name} /rootfs")));
         }
     }
