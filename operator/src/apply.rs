@@ -5,7 +5,7 @@
 
 use crate::{
     client::{Category, category},
-    observe::http_routes,
+    observe::{http_routes, policies},
     render::{Action, Kind, Objects, Prepared, Write, adopt, labels::MANAGED_BY},
 };
 use bitnet_api::{
@@ -61,7 +61,7 @@ impl Error {
 pub async fn apply(client: &Client, namespace: &str, objects: Objects<Prepared>) -> Result<Outcome, Error> {
     let mut outcome =
         Outcome { objects: objects.at(), rollout: None, route: None, released: false, failures: Vec::new() };
-    let Objects { finalizer, grow, shift, preview, record, shrink, release, .. } = &outcome.objects;
+    let Objects { finalizer, grow, shift, preview, balancing, record, shrink, release, .. } = &outcome.objects;
     if let Some(write) = finalizer {
         outcome.rollout = send(client, namespace, write).await?;
     }
@@ -71,7 +71,7 @@ pub async fn apply(client: &Client, namespace: &str, objects: Objects<Prepared>)
     if let Some(write) = shift {
         outcome.route = send(client, namespace, write).await?;
     }
-    for write in preview.iter().chain(record).chain(shrink) {
+    for write in preview.iter().chain(balancing).chain(record).chain(shrink) {
         note(&mut outcome.failures, send(client, namespace, write).await)?;
     }
     if let Some(write) = release
@@ -175,6 +175,7 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::Service => ApiResource::erase::<Service>(&()),
         Kind::HttpRoute => http_routes(),
         Kind::RolloutDecision => ApiResource::erase::<RolloutDecision>(&()),
+        Kind::BackendTrafficPolicy => policies(),
     }
 }
 
@@ -211,6 +212,7 @@ mod tests {
             grow: vec![create("chat-a")],
             shift: Some(patch(Kind::HttpRoute, "chat")),
             preview: None,
+            balancing: None,
             record: Vec::new(),
             shrink: vec![Write { kind: Kind::Deployment, name: "chat-b".into(), action: delete }],
             release: None,

@@ -35,6 +35,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, fmt::Debug, net::IpAddr};
 
+mod balancing;
 mod detours;
 mod problems;
 mod route;
@@ -43,6 +44,8 @@ mod shadow;
 pub mod verbs;
 mod workloads;
 
+pub use balancing::Balancing;
+pub(crate) use balancing::policies;
 pub use route::{Rival, RouteView};
 pub use sample::Compared;
 pub use shadow::Shadowed;
@@ -64,6 +67,8 @@ pub struct World {
     pub decisions: Vec<ObjectMeta>,
     /// Metadata of the preview route, where it is ours.
     pub preview: Option<ObjectMeta>,
+    /// How the gateway spreads requests over pods.
+    pub balancing: Balancing,
     /// IPs of our pods by name.
     pub pods: BTreeMap<String, IpAddr>,
     /// Live prompts compared for display, where a tick asked about them.
@@ -141,6 +146,7 @@ pub async fn observe(
 
     let (mut state_of_route, view) = route::read(rollout, route, from.rivals);
     complete(from.client, rollout, &mut state_of_route, &view).await?;
+    let balancing = balancing::look(from.client, rollout, &mut state_of_route, &view).await?;
     let nothing_yet = deployments.is_empty();
     let mut world = World {
         observation: Observation {
@@ -160,6 +166,7 @@ pub async fn observe(
         services,
         decisions,
         preview: preview.map(|found| found.metadata).filter(owned),
+        balancing,
         pods: pods.iter().filter_map(|pod| Some((pod.name_any(), workloads::address(pod)?))).collect(),
         shadow: None,
         compared: Vec::new(),
@@ -187,7 +194,9 @@ pub fn reread(rollout: &Rollout, written: DynamicObject, rivals: &[Rival], world
     let (state, view) = route::read(rollout, Some(written), rivals);
     match state {
         // A released route has no rule of ours any more.
-        RouteState::RuleMissing(_) | RouteState::InUse(_) => (world.observation.route.clone(), view),
+        RouteState::RuleMissing(_) | RouteState::InUse(_) | RouteState::Unsupported(_) => {
+            (world.observation.route.clone(), view)
+        }
         state => (state, view),
     }
 }
@@ -197,7 +206,7 @@ pub fn http_routes() -> ApiResource {
     gateway_api("HTTPRoute", "httproutes")
 }
 
-fn gateway_api(kind: &str, plural: &str) -> ApiResource {
+pub(crate) fn gateway_api(kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind), plural)
 }
 

@@ -13,9 +13,10 @@ const OLDEST: u32 = 35;
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// What may be done in each watched namespace: group, resource, verbs. The chart grants exactly this.
-pub const RIGHTS: [(&str, &str, &str); 13] = [
+pub const RIGHTS: [(&str, &str, &str); 14] = [
     ("gateway.networking.k8s.io", "httproutes", "get list watch patch create delete"),
     ("gateway.networking.k8s.io", "gateways", "get"),
+    ("gateway.envoyproxy.io", "backendtrafficpolicies", "get create patch delete"),
     ("", "services", "get list watch create patch delete"),
     ("", "pods", "list watch"),
     ("discovery.k8s.io", "endpointslices", "list watch"),

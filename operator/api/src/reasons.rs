@@ -93,6 +93,9 @@ fn remedy(reason: Reason) -> &'static str {
         Reason::GatewayMissing => {
             "Create the Gateway that `spec.route.gateway` names in this namespace, or correct the name."
         }
+        Reason::GatewayUnsupported => {
+            "`spec.route.loadBalancing` needs a route whose Gateways are all run by Envoy Gateway: leave the field out, or attach the route to such a Gateway. If the Gateway has not answered yet, it goes on by itself."
+        }
         Reason::RouteInUse => "Give this rollout a route of its own, or delete the rollout that the message names.",
         Reason::RouteNotAccepted => {
             "The message has the gateway's words (`status.parents` of the route). Correct the route or the Gateway's listeners."

@@ -12,7 +12,8 @@ const HEAD: &str = "<!-- Written by `cargo run -p bitnet-api --example crds`; do
 \n\
 Group `rollouts.bitnet.dev`, version `v1alpha1`; all kinds are namespaced. Unknown fields are refused by `kubectl` and, \
 where a client does not ask for that, dropped by the API server. Numbers with a decimal point are strings, lengths of time \
-are written like `90s`, `10m`, `1h30m`. Every rule below runs in the API server and names its field when it refuses; what \
+are written like `90s`, `10m`, `1h30m`, with hours as the largest unit (a week is `168h`; days are refused), amounts of \
+memory like `512Mi`, `4Gi`. Every rule below runs in the API server and names its field when it refuses; what \
 only the operator can see (a missing gate, an undeclared pool) is told in the condition `Accepted`.\n";
 
 /// The whole page.

@@ -25,6 +25,7 @@ fn the_operator_may_do_this_and_nothing_else() {
     let expected = [
         rule("gateway.networking.k8s.io", "httproutes", "get list watch patch create delete"),
         rule("gateway.networking.k8s.io", "gateways", "get"),
+        rule("gateway.envoyproxy.io", "backendtrafficpolicies", "get create patch delete"),
         rule("", "services", "get list watch create patch delete"),
         rule("", "pods", "list watch"),
         rule("discovery.k8s.io", "endpointslices", "list watch"),
@@ -84,7 +85,7 @@ fn rendered(name: &str) -> Vec<Value> {
 #[test]
 fn every_pod_of_the_chart_meets_the_restricted_standard() {
     let mut count = 0;
-    for name in ["default.yaml", "full.yaml", "minimal.yaml"] {
+    for name in ["default.yaml", "full.yaml", "minimal.yaml", "placed.yaml"] {
         for object in rendered(name) {
             let Some(pod) = object.pointer("/spec/template/spec") else { continue };
             count += 1;
@@ -107,7 +108,37 @@ fn every_pod_of_the_chart_meets_the_restricted_standard() {
             }
         }
     }
-    assert_eq!(count, 5, "two Deployments with their detach jobs, and one without");
+    assert_eq!(count, 7, "three Deployments with their detach jobs, and one without");
+}
+
+/// Every value of `values.yaml` is set to something else in one of `charts/tests/values/*.yaml`, so each option shows in a
+/// golden file.
+#[test]
+fn every_value_has_a_rendering_without_its_default() {
+    let folder = support::root().join("charts");
+    let read =
+        |path: std::path::PathBuf| -> Value { serde_yaml::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+    let defaults = read(folder.join("bitnet-rollouts/values.yaml"));
+    let mut left = Vec::new();
+    leaves(&defaults, "", &mut left);
+    assert!(left.len() > 40, "{left:?}");
+    for file in fs::read_dir(folder.join("tests/values")).unwrap() {
+        let values = read(file.unwrap().path());
+        left.retain(|path| values.pointer(path).is_none_or(|value| Some(value) == defaults.pointer(path)));
+    }
+    // What `pools.cpu` says is that of any pool; an override of the whole name leaves nothing of the other.
+    left.retain(|path| !path.starts_with("/pools/cpu/"));
+    assert_eq!(left, Vec::<String>::new(), "give it in charts/tests/values/placed.yaml");
+}
+
+/// JSON pointers of values that hold no other value, or anything that a user fills.
+fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            map.iter().for_each(|(name, value)| leaves(value, &format!("{path}/{}", name.replace('/', "~1")), found));
+        }
+        _ => found.push(path.to_owned()),
+    }
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub struct Rollout {
     pub model: Serving,
     /// Where its traffic comes from.
     pub route: RouteTarget,
+    /// How the gateway spreads requests over the pods of a revision; `None`: as it does by itself.
+    pub load_balancing: Option<LoadBalancing>,
     /// How the model is brought in.
     pub strategy: Strategy,
     /// The judge.
@@ -164,6 +166,15 @@ impl RouteTarget {
             Self::Own { .. } => rollout,
         }
     }
+}
+
+/// How a gateway spreads requests over the pods of a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadBalancing {
+    /// One after the other.
+    RoundRobin,
+    /// The pod with the fewest requests under way, of some that are drawn.
+    LeastRequest,
 }
 
 /// How a model is brought in.

@@ -64,6 +64,9 @@ pub enum RouteState {
     InUse(String),
     /// The Gateway of an own route is missing: its name.
     GatewayMissing(String),
+    /// The route's gateway cannot do what the spec asks of it, or has not said who it is: the reason in words. Only before
+    /// the route is ours; after that a way back must stay open.
+    Unsupported(String),
     /// The route with our rule.
     Found(Route),
 }

@@ -84,6 +84,8 @@ reasons! {
     RuleMissing,
     /// The Gateway of an own route does not exist.
     GatewayMissing,
+    /// The gateway of the route cannot do what the spec asks of it.
+    GatewayUnsupported,
     /// An older rollout holds the route.
     RouteInUse,
     /// The gateway has not accepted the last change.

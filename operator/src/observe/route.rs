@@ -98,6 +98,13 @@ impl RouteView {
         self.object.as_ref()?.data.get("spec")?.get("parentRefs")
     }
 
+    /// Who runs the Gateways that have answered about this route.
+    pub(crate) fn controllers(&self) -> Vec<String> {
+        let parents = self.object.as_ref().map(|object| &object.data["status"]["parents"]);
+        let parents = parents.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        parents.iter().filter_map(|parent| parent["controllerName"].as_str().map(str::to_owned)).collect()
+    }
+
     /// Weights by backend, as they are stored; a missing weight is 1. Those of the split, where a derived rule holds it.
     pub fn weights(&self) -> BTreeMap<String, i32> {
         let mut weights = BTreeMap::new();

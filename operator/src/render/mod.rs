@@ -3,6 +3,7 @@
 //!
 //! One file per kind. Every write names its object's uid and resourceVersion, or creates under a deterministic name.
 
+mod balancing;
 mod decision;
 mod deployment;
 pub(crate) mod detours;
@@ -43,6 +44,8 @@ pub enum Kind {
     HttpRoute,
     /// Record of a verdict.
     RolloutDecision,
+    /// How Envoy Gateway spreads requests over pods.
+    BackendTrafficPolicy,
 }
 
 impl Kind {
@@ -54,6 +57,7 @@ impl Kind {
             Self::Service => "Service",
             Self::HttpRoute => "HTTPRoute",
             Self::RolloutDecision => "RolloutDecision",
+            Self::BackendTrafficPolicy => "BackendTrafficPolicy",
         }
     }
 }
@@ -100,6 +104,8 @@ pub struct Objects<Stage> {
     pub shift: Option<Write>,
     /// Create or delete the preview route.
     pub preview: Option<Write>,
+    /// Create, change or delete the policy of the gateway.
+    pub balancing: Option<Write>,
     /// Create the record of the stored verdict, drop the oldest.
     pub record: Vec<Write>,
     /// Take down what has no traffic any more.
@@ -114,8 +120,8 @@ pub struct Objects<Stage> {
 impl<Stage> Objects<Stage> {
     /// The same requests at another stage; only `apply` may say that they were sent.
     pub(crate) fn at<Other>(self) -> Objects<Other> {
-        let Self { finalizer, grow, shift, preview, record, shrink, release, verdict, stage: _ } = self;
-        Objects { finalizer, grow, shift, preview, record, shrink, release, verdict, stage: PhantomData }
+        let Self { finalizer, grow, shift, preview, balancing, record, shrink, release, verdict, stage: _ } = self;
+        Objects { finalizer, grow, shift, preview, balancing, record, shrink, release, verdict, stage: PhantomData }
     }
 }
 
@@ -136,6 +142,7 @@ pub fn render(config: &Config, rollout: &Rollout, world: &World, plan: &Plan) ->
             .collect(),
         shift: plan.shift.as_ref().map(|shift| http_route::render(rollout, world, shift, &owner)),
         preview: plan.preview.as_ref().and_then(|write| preview::render(rollout, world, write, &owner)),
+        balancing: balancing::render(rollout, world, &owner),
         record: plan
             .record
             .iter()

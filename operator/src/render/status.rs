@@ -269,6 +269,8 @@ fn conditions(facts: &Facts<'_>, status: &ModelRolloutStatus) -> Vec<Condition> 
         let text =
             format!("ModelRollout {holder} holds the route: give this rollout a route of its own, or delete {holder}");
         set.put(kind::ACCEPTED, "False", &Reason::RouteInUse.name(), &text);
+    } else if let RouteState::Unsupported(why) = facts.state {
+        set.put(kind::ACCEPTED, "False", &Reason::GatewayUnsupported.name(), why);
     } else {
         set.put(kind::ACCEPTED, "True", reasons::ACCEPTED, "the spec and everything it names were understood");
     }
@@ -329,6 +331,7 @@ fn progressing(facts: &Facts<'_>) -> bool {
         Reason::RouteMissing
         | Reason::RuleMissing
         | Reason::GatewayMissing
+        | Reason::GatewayUnsupported
         | Reason::RouteInUse
         | Reason::NoBackend
         | Reason::NotComparable
@@ -363,6 +366,9 @@ fn traffic(set: &mut ConditionSet<'_>, facts: &Facts<'_>, ledger: Option<&Ledger
             let text = format!("Gateway {gateway} does not exist");
             set.put(kind::TRAFFIC_MANAGED, "False", &Reason::GatewayMissing.name(), &text);
         }
+        RouteState::Unsupported(why) => {
+            set.put(kind::TRAFFIC_MANAGED, "False", &Reason::GatewayUnsupported.name(), why);
+        }
         RouteState::InUse(holder) => {
             let text = format!("ModelRollout {holder} holds HTTPRoute {name}");
             set.put(kind::TRAFFIC_MANAGED, "False", &Reason::RouteInUse.name(), &text);
@@ -378,6 +384,11 @@ fn traffic(set: &mut ConditionSet<'_>, facts: &Facts<'_>, ledger: Option<&Ledger
             match notes.find(|note| note.reason == Reason::RouteNotAccepted) {
                 Some(note) if !route.accepted && set.was(kind::TRAFFIC_MANAGED) != Some("True") => {
                     set.put(kind::TRAFFIC_MANAGED, "False", &note.reason.name(), &note.message);
+                }
+                _ if facts.world.balancing.problem.is_some() => {
+                    let why = facts.world.balancing.problem.as_deref().unwrap_or_default();
+                    let text = format!("HTTPRoute {name} carries the weights of this rollout, but {why}");
+                    set.put(kind::TRAFFIC_MANAGED, "False", &Reason::GatewayUnsupported.name(), &text);
                 }
                 _ => {
                     let text = format!("HTTPRoute {name} carries the weights of this rollout");

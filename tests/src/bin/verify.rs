@@ -33,7 +33,7 @@ struct Args {
 enum Part {
     /// The dashboard's test in a browser (chromium, chromium-driver).
     Browser,
-    /// The alert rules' unit tests (promtool, of prometheus).
+    /// The alert rules' unit tests, and dashboards and rules against a real scrape (promtool and prometheus).
     Promtool,
 }
 
@@ -85,6 +85,7 @@ fn main() -> Result<()> {
         }
         if !args.without.contains(&Part::Promtool) {
             promtool(&begin)?;
+            monitoring(&begin)?;
         }
     }
     if !args.no_cluster {
@@ -131,6 +132,12 @@ fn promtool(begin: &Instant) -> Result<()> {
         bail!("the alert rules failed: `cd charts/tests && promtool test rules rules-test.yaml` shows it alone");
     }
     Ok(())
+}
+
+/// Dashboards and alert rules against what the programs export, in a real Prometheus. Its test is ignored elsewhere.
+fn monitoring(begin: &Instant) -> Result<()> {
+    let args = ["test", "--workspace", "--locked", "--release", "--test", "monitoring", "--", "--include-ignored"];
+    cargo("dashboards and alerts in a real Prometheus", &args, begin)
 }
 
 fn cargo(name: &str, args: &[&str], begin: &Instant) -> Result<()> {

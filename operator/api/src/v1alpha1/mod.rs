@@ -30,7 +30,7 @@ pub use {
     model_rollout::*,
     rollout_decision::*,
     rollout_status::*,
-    route::RouteSpec,
+    route::{LoadBalancing, RouteSpec},
     strategy::{BlueGreenSpec, CanarySpec, Pace, PauseSpec, StepSpec, StrategySpec},
 };
 

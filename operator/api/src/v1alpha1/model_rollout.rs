@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
     doc = "ModelRollout serves a model beside its fp16 baseline and rolls a changed model out as far as the evidence allows.",
     validation = Rule::new("size(self.metadata.name) <= 52 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name must be a DNS label that begins with a letter and has at most 52 characters: names of revisions are made from it"),
-    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.stable) || self.spec.route == oldSelf.spec.route")
-        .message("spec.route cannot change once a model serves through it: delete the rollout and create it again"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.stable) || ((has(self.spec.route.httpRoute) ? self.spec.route.httpRoute : '') == (has(oldSelf.spec.route.httpRoute) ? oldSelf.spec.route.httpRoute : '') && (has(self.spec.route.rule) ? self.spec.route.rule : '') == (has(oldSelf.spec.route.rule) ? oldSelf.spec.route.rule : '') && (has(self.spec.route.gateway) ? self.spec.route.gateway : '') == (has(oldSelf.spec.route.gateway) ? oldSelf.spec.route.gateway : '') && (has(self.spec.route.hostnames) ? self.spec.route.hostnames : []) == (has(oldSelf.spec.route.hostnames) ? oldSelf.spec.route.hostnames : []))")
+        .message("spec.route cannot change once a model serves through it (loadBalancing can): delete the rollout and create it again"),
     validation = Rule::new("self.spec.capacity == oldSelf.spec.capacity || !has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase in ['Pending', 'Serving', 'RolledBack']")
         .message("spec.capacity cannot change while a candidate is on its way: stable's pods may have made room for it"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),

@@ -1,5 +1,15 @@
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// How a gateway spreads requests over pods.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadBalancing {
+    /// One pod after the other.
+    RoundRobin,
+    /// The pod with the fewest requests under way, of two that are drawn.
+    LeastRequest,
+}
 
 /// The route whose weights the operator sets: exactly one kind, in the rollout's namespace.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +22,8 @@ use serde::{Deserialize, Serialize};
         .message("hostnames belong to a route of the operator's own: give gateway").field_path(".hostnames"),
     validation = Rule::new("!has(self.http) || has(self.virtualService)")
         .message("http names a route of virtualService").field_path(".http"),
-    validation = Rule::new("!has(self.loadBalancing)").message("loadBalancing has not landed yet").field_path(".loadBalancing"),
+    validation = Rule::new("!has(self.loadBalancing) || has(self.httpRoute) || has(self.gateway)")
+        .message("loadBalancing needs a route of Gateway API: httpRoute or gateway").field_path(".loadBalancing"),
     validation = Rule::new("!has(self.virtualService)")
         .message("virtualService has not landed yet; use httpRoute or gateway").field_path(".virtualService"),
     validation = Rule::new("!has(self.ingress)")
@@ -43,10 +54,11 @@ pub struct RouteSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostnames: Option<Vec<String>>,
-    /// How a gateway spreads requests over pods (has not landed).
-    #[schemars(length(min = 1, max = 63))]
+    /// How the gateway spreads requests over the pods of a model. Envoy Gateway does it (a BackendTrafficPolicy that the operator
+    /// owns, merged with those of the Gateway); with another gateway the rollout is refused. May be changed at any time.
+    /// Default: as the gateway does by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub load_balancing: Option<String>,
+    pub load_balancing: Option<LoadBalancing>,
     /// Name of an Istio VirtualService (has not landed).
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -24,8 +24,8 @@ use crate::units::Duration;
 use crate::units::Memory;
 #[cfg(feature = "crd")]
 use crate::v1alpha1::{
-    ArmSpec, Capacity, DeletionPolicy, FallbackSpec, ModelRollout, Precision, QualityGate, RouteSpec, ServingSpec,
-    SourceSpec,
+    ArmSpec, Capacity, DeletionPolicy, FallbackSpec, LoadBalancing, ModelRollout, Precision, QualityGate, RouteSpec,
+    ServingSpec, SourceSpec,
 };
 use bitnet_core::Span;
 #[cfg(feature = "crd")]
@@ -86,7 +86,7 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
     }
     let baseline = arm(name, "spec.baseline", &spec.baseline, Precision::Fp16, pools)?;
     let model = arm(name, "spec.model", &spec.model, Precision::Auto, pools)?;
-    let route = route(&spec.route)?;
+    let (route, load_balancing) = (route(&spec.route)?, spec.route.load_balancing);
     let strategy = strategy::strategy(spec.strategy.as_ref(), model.replicas)?;
     let gate = gate::chosen_gate(name, spec, gate)?;
     Ok(Rollout {
@@ -99,6 +99,10 @@ pub fn validate(rollout: &ModelRollout, gate: Option<&QualityGate>, pools: &Pool
         baseline,
         model,
         route,
+        load_balancing: load_balancing.map(|how| match how {
+            LoadBalancing::RoundRobin => model::LoadBalancing::RoundRobin,
+            LoadBalancing::LeastRequest => model::LoadBalancing::LeastRequest,
+        }),
         strategy,
         guard: guard::guard(spec.guard.as_ref(), &gate)?,
         gate,
@@ -269,7 +273,6 @@ fn fallback(field: &str, spec: &FallbackSpec) -> Result<Option<Fallback>, Refusa
 #[cfg(feature = "crd")]
 fn route(route: &RouteSpec) -> Result<RouteTarget, Refusal> {
     for (field, given) in [
-        ("spec.route.loadBalancing", &route.load_balancing),
         ("spec.route.virtualService", &route.virtual_service),
         ("spec.route.http", &route.http),
         ("spec.route.ingress", &route.ingress),

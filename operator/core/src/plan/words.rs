@@ -31,6 +31,7 @@ pub(super) fn no_route(d: &mut Draft<'_>) {
         RouteState::GatewayMissing(gateway) => {
             note(Reason::GatewayMissing, format!("Gateway {gateway}"), "it does not exist; nothing moves until it does")
         }
+        RouteState::Unsupported(why) => note(Reason::GatewayUnsupported, object, why.clone()),
         RouteState::Found(_) => return,
     };
     d.say(phase, found);

@@ -87,6 +87,7 @@ pub(crate) fn rollout() -> Rollout {
         progress_deadline: Span::seconds(120),
         capacity: Capacity::Surge,
         deletion_policy: DeletionPolicy::Delete,
+        load_balancing: None,
     }
 }
 

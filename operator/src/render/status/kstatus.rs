@@ -37,7 +37,14 @@ pub(super) fn refused(set: &mut ConditionSet<'_>, refusal: &Refusal) {
 
 /// What no time and no other object of the cluster will end.
 fn needs_a_person(reason: Reason) -> bool {
-    matches!(reason, Reason::RouteInUse | Reason::NotComparable | Reason::Inconclusive | Reason::Reported)
+    matches!(
+        reason,
+        Reason::RouteInUse
+            | Reason::GatewayUnsupported
+            | Reason::NotComparable
+            | Reason::Inconclusive
+            | Reason::Reported
+    )
 }
 
 fn say(set: &mut ConditionSet<'_>, stand: &Stand, reason: &str, message: &str) {
