@@ -4,60 +4,29 @@
 //!     cargo run --release -p inference-worker --example large_checkpoint -- DIR
 //!     inference-worker convert DIR --out OUT
 
+mod shape_2b;
+
 use half::bf16;
 use inference_worker::engine::random::Random;
-use inference_worker::workshop::export::{StoredTensor, write_json, write_tensors};
+use inference_worker::workshop::export::StoredTensor;
 use safetensors::Dtype;
-use serde_json::{Map, json};
+use shape_2b::{HIDDEN, MATRICES, NORMS, VOCABULARY};
 use std::error::Error;
 use std::path::PathBuf;
-
-const HIDDEN: usize = 2560;
-const INNER: usize = 6912;
-const LAYERS: usize = 30;
-const KEYS: usize = 640;
-const VOCABULARY: usize = 128_256;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(std::env::args().nth(1).ok_or("name the directory to make")?);
     std::fs::create_dir(&dir)?;
-    let config = json!({
-        "model_type": "bitnet", "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 20, "num_key_value_heads": 5, "hidden_act": "relu2",
-        "max_position_embeddings": 4096, "rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
-        "bos_token_id": 128_000, "eos_token_id": 128_001,
-    });
-    write_json(&dir.join("config.json"), &config)?;
-    let mut index = Map::new();
     let mut random = Random::from_seed(1);
-    let mut save = |name: String, tensors: Vec<StoredTensor>| {
-        index.extend(tensors.iter().map(|t| (t.name.clone(), json!(name))));
-        write_tensors(&dir.join(&name), &tensors)
-    };
-    let top = vec![
+    let top = [
         tensor(&mut random, "model.embed_tokens", &[VOCABULARY, HIDDEN]),
         tensor(&mut random, "model.norm", &[HIDDEN]),
     ];
-    save("model-embedding.safetensors".to_owned(), top)?;
-    for layer in 0..LAYERS {
-        let parts: [(&str, &[usize]); 11] = [
-            ("input_layernorm", &[HIDDEN]),
-            ("post_attention_layernorm", &[HIDDEN]),
-            ("self_attn.attn_sub_norm", &[HIDDEN]),
-            ("mlp.ffn_sub_norm", &[INNER]),
-            ("self_attn.q_proj", &[HIDDEN, HIDDEN]),
-            ("self_attn.k_proj", &[KEYS, HIDDEN]),
-            ("self_attn.v_proj", &[KEYS, HIDDEN]),
-            ("self_attn.o_proj", &[HIDDEN, HIDDEN]),
-            ("mlp.gate_proj", &[INNER, HIDDEN]),
-            ("mlp.up_proj", &[INNER, HIDDEN]),
-            ("mlp.down_proj", &[HIDDEN, INNER]),
-        ];
-        let all = parts.map(|(part, shape)| tensor(&mut random, &format!("model.layers.{layer}.{part}"), shape));
-        save(format!("model-{layer:02}.safetensors"), all.into())?;
-    }
-    write_json(&dir.join("model.safetensors.index.json"), &json!({"metadata": {}, "weight_map": index}))?;
-    Ok(())
+    shape_2b::write(&dir, &shape_2b::config(), &top, |prefix| {
+        let norms = NORMS.iter().map(|(part, width)| (part, vec![*width]));
+        let matrices = MATRICES.iter().map(|(part, rows, columns)| (part, vec![*rows, *columns]));
+        norms.chain(matrices).map(|(part, shape)| tensor(&mut random, &format!("{prefix}{part}"), &shape)).collect()
+    })
 }
 
 fn tensor(random: &mut Random, module: &str, shape: &[usize]) -> StoredTensor {

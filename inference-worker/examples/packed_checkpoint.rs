@@ -4,33 +4,24 @@
 //!     cargo run --release -p inference-worker --example packed_checkpoint -- DIR
 //!     inference-worker serve --model DIR --weights-cache CACHE
 
+mod shape_2b;
+
 use half::f16;
 use inference_worker::engine::random::Random;
-use inference_worker::workshop::export::{StoredTensor, write_json, write_tensors};
+use inference_worker::workshop::export::StoredTensor;
 use safetensors::Dtype;
 use serde_json::{Map, json};
+use shape_2b::{HIDDEN, MATRICES, NORMS, VOCABULARY};
 use std::error::Error;
 use std::path::PathBuf;
-
-const HIDDEN: usize = 2560;
-const INNER: usize = 6912;
-const LAYERS: usize = 30;
-const KEYS: usize = 640;
-const VOCABULARY: usize = 128_256;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(std::env::args().nth(1).ok_or("name the directory to make")?);
     std::fs::create_dir(&dir)?;
-    let config = json!({
-        "model_type": "bitnet", "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 20, "num_key_value_heads": 5, "hidden_act": "relu2",
-        "max_position_embeddings": 4096, "rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
-        "bos_token_id": 128_000, "eos_token_id": 128_001,
-        "quantization_config": {
-            "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
-        },
+    let mut config = shape_2b::config();
+    config["quantization_config"] = json!({
+        "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
     });
-    write_json(&dir.join("config.json"), &config)?;
     let words: Map<_, _> = (0..VOCABULARY).map(|id| (format!("w{id}"), json!(id))).collect();
     let bytewise = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let tokenizer = json!({
@@ -38,37 +29,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         "model": {"type": "BPE", "vocab": words, "merges": []},
     });
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string())?;
-    let mut index = Map::new();
     let mut random = Random::from_seed(1);
-    let mut save = |name: String, tensors: Vec<StoredTensor>| {
-        index.extend(tensors.iter().map(|t| (t.name.clone(), json!(name))));
-        write_tensors(&dir.join(&name), &tensors)
-    };
-    let top = vec![embedding(&mut random), norm("model.norm", HIDDEN)];
-    save("model-embedding.safetensors".to_owned(), top)?;
-    for layer in 0..LAYERS {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let mut tensors = vec![
-            norm(&name("input_layernorm"), HIDDEN),
-            norm(&name("post_attention_layernorm"), HIDDEN),
-            norm(&name("self_attn.attn_sub_norm"), HIDDEN),
-            norm(&name("mlp.ffn_sub_norm"), INNER),
-        ];
-        for (part, rows, columns) in [
-            ("self_attn.q_proj", HIDDEN, HIDDEN),
-            ("self_attn.k_proj", KEYS, HIDDEN),
-            ("self_attn.v_proj", KEYS, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, HIDDEN),
-            ("mlp.gate_proj", INNER, HIDDEN),
-            ("mlp.up_proj", INNER, HIDDEN),
-            ("mlp.down_proj", HIDDEN, INNER),
-        ] {
-            tensors.extend(packed(&mut random, &name(part), rows, columns));
+    let top = [embedding(&mut random), norm("model.norm", HIDDEN)];
+    shape_2b::write(&dir, &config, &top, |prefix| {
+        let mut tensors: Vec<_> = NORMS.iter().map(|(part, width)| norm(&format!("{prefix}{part}"), *width)).collect();
+        for (part, rows, columns) in MATRICES {
+            tensors.extend(packed(&mut random, &format!("{prefix}{part}"), rows, columns));
         }
-        save(format!("model-{layer:02}.safetensors"), tensors)?;
-    }
-    write_json(&dir.join("model.safetensors.index.json"), &json!({"metadata": {}, "weight_map": index}))?;
-    Ok(())
+        tensors
+    })
 }
 
 fn norm(module: &str, width: usize) -> StoredTensor {
