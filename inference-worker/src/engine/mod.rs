@@ -155,9 +155,10 @@ impl Engine {
         self.shared.busy_nanos.load(Ordering::Relaxed) as f64 / 1e9
     }
 
-    /// Jobs with a slot, background work aside.
+    /// Jobs with a slot, background work aside. An answer comes out of its pass, the slot and the counts of the pass
+    /// after it: they are true once the slot is free.
     pub fn running(&self) -> usize {
-        self.shared.running.load(Ordering::Relaxed)
+        self.shared.running.load(Ordering::Acquire)
     }
 
     /// Jobs that wait for one.
@@ -198,7 +199,7 @@ impl Drop for Farewell<'_> {
     fn drop(&mut self) {
         self.0.alive.store(false, Ordering::Release);
         self.0.queue.abandon();
-        self.0.running.store(0, Ordering::Relaxed);
+        self.0.running.store(0, Ordering::Release);
         self.0.pass_started.store(0, Ordering::Release);
     }
 }
@@ -220,19 +221,20 @@ fn run<N: Network>(network: N, options: Options, shared: &Shared) {
         }
         let started = Instant::now();
         let time = if batch.wanted() > 0 { &shared.busy_nanos } else { &shared.background_nanos };
-        shared.running.store(batch.wanted(), Ordering::Relaxed);
+        shared.running.store(batch.wanted(), Ordering::Release);
         let since = started.saturating_duration_since(shared.epoch).as_nanos() as u64;
         shared.pass_started.store(since + 1, Ordering::Release);
         batch.pass();
         batch.drop_cancelled();
         shared.pass_started.store(0, Ordering::Release);
         time.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        shared.running.store(batch.wanted(), Ordering::Relaxed);
         shared.cached_tokens.store(batch.cached_tokens(), Ordering::Relaxed);
         let Seen { passes, reused, non_finite } = batch.seen();
         shared.passes.store(passes, Ordering::Relaxed);
         shared.reused_tokens.store(reused, Ordering::Relaxed);
         shared.non_finite.store(non_finite, Ordering::Relaxed);
+        // Last: who sees a free slot sees the counts of what was in it.
+        shared.running.store(batch.wanted(), Ordering::Release);
     }
 }
 
@@ -243,7 +245,7 @@ fn gather<N: Network>(batch: &mut Batch<N>, first: Job, density: &mut Density, o
     let until = first.arrival + options.batch_wait;
     let mut worth_waiting = batch::is_live(&first) && density.is_dense();
     batch.admit(first);
-    shared.running.store(batch.wanted(), Ordering::Relaxed);
+    shared.running.store(batch.wanted(), Ordering::Release);
     while worth_waiting && batch.wanted() < options.max_batch {
         let Some(job) = shared.queue.wait_until(until) else { return };
         density.arrived(&job);

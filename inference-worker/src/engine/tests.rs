@@ -207,9 +207,7 @@ fn busy_time_is_work_and_nothing_else() {
     assert_eq!(engine.busy_seconds(), 0.0);
     let asked = Instant::now();
     collect(generate(&engine, &[1], 4, &[]));
-    while engine.running() > 0 {
-        std::thread::yield_now();
-    }
+    settled(&engine);
     let waited = asked.elapsed().as_secs_f64();
     sleep(Duration::from_millis(20));
     let busy = engine.busy_seconds();
@@ -217,18 +215,22 @@ fn busy_time_is_work_and_nothing_else() {
     assert_eq!((engine.running(), engine.waiting(), engine.pass_age()), (0, 0, Duration::ZERO));
     let (engine, _) = self::engine(100, Options::default());
     let events = generate(&engine, &[1], 1, &[]);
-    sleep(Duration::from_millis(50));
-    assert!(engine.pass_age() > Duration::from_millis(10), "a pass that does not end shows");
+    let passes = engine.passes();
+    while engine.pass_age() < Duration::from_millis(10) {
+        assert_eq!(engine.passes(), passes, "a pass of 100 ms ended and its age was never seen");
+        std::thread::yield_now();
+    }
     collect(events);
 }
 
 #[test]
 fn a_lone_request_never_waits_for_company_but_a_burst_does() {
-    let wait = Duration::from_millis(60);
-    let (engine, sizes) = engine(0, Options { batch_wait: wait, ..Options::default() });
+    let wait = Duration::from_secs(20);
+    let (lone, _) = engine(0, Options { batch_wait: wait, ..Options::default() });
     let started = Instant::now();
-    collect(generate(&engine, &[1], 1, &[]));
+    collect(generate(&lone, &[1], 1, &[]));
     assert!(started.elapsed() < wait / 2);
+    let (engine, sizes) = engine(0, Options { batch_wait: Duration::from_millis(60), ..Options::default() });
     // A dense stream: gaps well below a quarter of the window.
     let all: Vec<_> = (0..40)
         .map(|_| {
@@ -284,12 +286,15 @@ fn comparisons_and_broken_answers_share_nothing() {
     }
     let read: Vec<usize> = sizes.lock().unwrap().iter().map(|pass| pass[0]).collect();
     assert_eq!(read[6..], [broken.len(), broken.len()]);
-    // An answer comes out of its pass, the counts after it.
-    let begin = Instant::now();
-    while engine.non_finite() < 2 && begin.elapsed() < Duration::from_secs(5) {
-        sleep(Duration::from_millis(1));
-    }
+    settled(&engine);
     assert_eq!((engine.non_finite(), engine.reused_tokens(), engine.bytes_per_pass()), (2, 0, 100));
+}
+
+/// The counts of what was answered are there.
+fn settled(engine: &Engine) {
+    while !engine.is_idle() {
+        std::thread::yield_now();
+    }
 }
 
 /// Asks in idle time for an answer of `tokens` tokens.
@@ -311,6 +316,7 @@ fn background_work_reads_little_at_a_time_and_makes_room_at_once() {
     let live = collect(generate(&engine, &[1, 2, 3], 2, &[]));
     assert_eq!(live.tokens, [4, 5], "the only slot is the user's");
     assert!(!ended(&live).alone, "a pass of something else ended after its arrival");
+    settled(&engine);
     let given_up = collect(background);
     assert_eq!(given_up.end.unwrap().unwrap_err(), Failure::Yielded);
     let sizes = sizes.lock().unwrap().clone();
@@ -332,9 +338,7 @@ fn background_work_is_refused_while_there_is_other_work_and_done_where_there_is_
     assert!(!engine.is_idle());
     assert_eq!(in_background(&engine, &[1], 1).err(), Some(Refused::Busy));
     collect(running);
-    while !engine.is_idle() {
-        std::thread::yield_now();
-    }
+    settled(&engine);
     assert_eq!(collect(in_background(&engine, &[1], 3).unwrap()).tokens, [2, 3, 4]);
     assert!(engine.is_idle());
 }
