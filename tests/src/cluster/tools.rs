@@ -146,7 +146,7 @@ enum Recipe {
 }
 
 fn groups(cache: &Path) -> Result<Vec<Group>> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("box");
+    let source = crate::stage::package().join("box");
     let mut groups = Vec::new();
     for module in MODULES {
         let dir = source.join("tools").join(module.dir);

@@ -15,6 +15,12 @@ use std::path::PathBuf;
 
 /// The root of this checkout.
 pub fn checkout() -> PathBuf {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let here = package();
     here.parent().map_or_else(|| here.clone(), PathBuf::from)
+}
+
+/// The folder of this package. Cargo says it to what it runs; builds are shared by checkouts, so that the one that a
+/// program was built from may be gone by then.
+pub fn package() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
 }
