@@ -204,7 +204,7 @@ impl Hand {
     }
 
     async fn until_training(&self, name: &str) -> u64 {
-        for _ in 0..500 {
+        for _ in 0..6000 {
             let (status, body) = self.get(&format!("/v1/now/{name}")).await;
             assert_eq!(status, StatusCode::OK);
             let now: Value = serde_json::from_slice(&body).unwrap();
@@ -289,7 +289,7 @@ async fn clients_that_die_stall_or_send_no_numbers_do_not_stop_the_others() {
     let (address, coordinator) = ground
         .coordinator(5, |settings| {
             settings.rules.quorum = 2;
-            settings.rules.deadline = Duration::from_secs(3);
+            settings.rules.deadline = Duration::from_secs(10);
         })
         .await;
     let hand = Hand::new(address);
@@ -322,7 +322,7 @@ async fn clients_that_die_stall_or_send_no_numbers_do_not_stop_the_others() {
     }
     assert_eq!(rounds[0]["missing"], json!(["broken", "dead", "stalled"]));
     assert_eq!(rounds[1]["missing"], json!([]), "who failed is not waited for again");
-    assert!(rounds[1]["seconds"].as_f64().unwrap() < 3.0, "{}", rounds[1]);
+    assert!(rounds[1]["seconds"].as_f64().unwrap() < 10.0, "{}", rounds[1]);
     model::Model::load(&ground.path("out"), &model::LoadOptions::default()).unwrap();
 }
 
@@ -346,7 +346,7 @@ async fn a_coordinator_that_is_killed_goes_on_where_it_was() {
         let state: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
         state["delivered"].as_object().unwrap().len()
     };
-    for _ in 0..500 {
+    for _ in 0..6000 {
         if delivered() == 1 {
             break;
         }

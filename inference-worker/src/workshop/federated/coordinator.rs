@@ -268,9 +268,10 @@ impl Inner {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Also those that are not waited for any more: who comes late is to hear that it is over, not find nobody there.
     fn all_told(&self) -> bool {
         let running = self.running();
-        running.state.clients.iter().all(|(name, member)| !member.awaited || running.told.contains(name))
+        running.state.clients.keys().all(|name| running.told.contains(name))
     }
 
     fn starved(&self, state: &State) -> FederatedError {
