@@ -302,7 +302,7 @@ fn value(random: &mut Random, depth: usize) -> Value {
 
 #[tokio::test]
 async fn no_body_breaks_the_server() {
-    const FIELDS: [&str; 26] = [
+    const FIELDS: [&str; 27] = [
         "prompt",
         "messages",
         "max_tokens",
@@ -324,6 +324,7 @@ async fn no_body_breaks_the_server() {
         "suffix",
         "tools",
         "response_format",
+        "structured_outputs",
         "logit_bias",
         "ignore_eos",
         "content",

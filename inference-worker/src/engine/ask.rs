@@ -46,7 +46,8 @@ impl Engine {
         limit: Duration,
     ) -> Result<Generated, AskError> {
         let arrival = Instant::now();
-        let work = Work::Generate { max_tokens: tokens, sampling: Sampling::GREEDY, stop, likelihood: None };
+        let work =
+            Work::Generate { max_tokens: tokens, sampling: Sampling::GREEDY, stop, likelihood: None, grammar: None };
         let events = self.ask(prompt, work, arrival)?;
         let following = follow(events, arrival);
         tokio::time::timeout(limit, following).await.map_err(|_| AskError::Deadline(limit))?

@@ -1,6 +1,7 @@
 //! The sequences that run, and one pass over them.
 
 use super::Options;
+use super::grammar::{Grammar, Step};
 use super::job::{Class, Ended, Event, Failure, Finish, Job, Work};
 use super::network::{Network, Turn};
 use super::prefix::Prefixes;
@@ -28,6 +29,7 @@ pub(super) struct Sequence<C> {
     /// The forward pass gave numbers that are none: nobody else may have this cache.
     broken: bool,
     sampler: Sampler,
+    grammar: Option<Box<Grammar>>,
     scores: Vec<f32>,
     alone: bool,
     queued: Option<Duration>,
@@ -93,7 +95,7 @@ impl<N: Network> Batch<N> {
     }
 
     /// Gives a job a slot. Background work has one only as long as it is by itself.
-    pub(super) fn admit(&mut self, job: Job) {
+    pub(super) fn admit(&mut self, mut job: Job) {
         if job.class == Class::Background && !self.running.is_empty() {
             let _ = job.events.send(Event::Failed(Failure::Yielded));
             return;
@@ -105,8 +107,10 @@ impl<N: Network> Batch<N> {
             }
             stays
         });
-        let (prompt, room, sampler, scores) = match &job.work {
-            Work::Generate { max_tokens, sampling, .. } => {
+        let mut grammar = None;
+        let (prompt, room, sampler, scores) = match &mut job.work {
+            Work::Generate { max_tokens, sampling, grammar: form, .. } => {
+                grammar = form.take();
                 (job.prompt.len(), *max_tokens, Sampler::new(*sampling), Vec::new())
             }
             Work::Score { positions } => {
@@ -137,6 +141,7 @@ impl<N: Network> Batch<N> {
             reused,
             broken: false,
             sampler,
+            grammar,
             scores,
             alone,
             queued: None,
@@ -295,31 +300,36 @@ impl<C> Sequence<C> {
                 whole
             }
             Work::Generate { .. } if !whole => false,
-            Work::Generate { max_tokens, stop, likelihood: wanted, .. } => match self.sampler.next(logits) {
-                Err(NonFinite(count)) => {
-                    seen.non_finite += count;
-                    self.fail(Failure::NonFinite { count });
-                    true
-                }
-                Ok(token) if stop.contains(&token) => {
-                    self.spoke = Instant::now();
-                    self.end(Finish::Stop);
-                    true
-                }
-                Ok(token) => {
-                    let complete = self.generated + 1 == *max_tokens;
-                    let likelihood = wanted.map(|count| Box::new(likelihood(logits, token, count)));
-                    self.last = token;
-                    self.generated += 1;
-                    self.said.push(token);
-                    self.spoke = Instant::now();
-                    self.send(Event::Token { id: token, at: self.spoke, likelihood });
-                    if complete {
-                        self.end(Finish::Length);
+            Work::Generate { max_tokens, stop, likelihood: wanted, .. } => {
+                match choose(&mut self.sampler, self.grammar.as_deref_mut(), logits) {
+                    Err(failure) => {
+                        if let Failure::NonFinite { count } = failure {
+                            seen.non_finite += count;
+                        }
+                        self.fail(failure);
+                        true
                     }
-                    complete
+                    Ok((token, step)) if step == Step::End || stop.contains(&token) => {
+                        self.spoke = Instant::now();
+                        self.end(Finish::Stop);
+                        true
+                    }
+                    Ok((token, step)) => {
+                        let full = self.generated + 1 == *max_tokens;
+                        let complete = full || step == Step::Last;
+                        let likelihood = wanted.map(|count| Box::new(likelihood(logits, token, count)));
+                        self.last = token;
+                        self.generated += 1;
+                        self.said.push(token);
+                        self.spoke = Instant::now();
+                        self.send(Event::Token { id: token, at: self.spoke, likelihood });
+                        if complete {
+                            self.end(if step == Step::Last { Finish::Stop } else { Finish::Length });
+                        }
+                        complete
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -339,6 +349,15 @@ impl<C> Sequence<C> {
         // A caller that went away between two passes is noticed before the next one.
         let _ = self.job.events.send(event);
     }
+}
+
+/// The next token, of those that the answer's form allows, and what it does to the answer.
+fn choose(sampler: &mut Sampler, grammar: Option<&mut Grammar>, logits: &[f32]) -> Result<(u32, Step), Failure> {
+    let finite = |NonFinite(count)| Failure::NonFinite { count };
+    let Some(grammar) = grammar else { return Ok((sampler.next(logits).map_err(finite)?, Step::Next)) };
+    let outgrown = |reason| Failure::Grammar { reason };
+    let token = sampler.next(&grammar.among(logits).map_err(outgrown)?).map_err(finite)?;
+    Ok((token, grammar.take(token).map_err(outgrown)?))
 }
 
 /// Whether a job belongs to a user: only those make a batch worth waiting for.

@@ -1,5 +1,6 @@
 //! What the engine is asked for, and what it answers.
 
+use super::grammar::Grammar;
 use super::sampling::Sampling;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -28,6 +29,8 @@ pub enum Work {
         stop: Vec<u32>,
         /// Say with each token how likely it was, and so many of the most likely ones; `None` = say nothing.
         likelihood: Option<usize>,
+        /// What the answer must look like; it ends where nothing may follow.
+        grammar: Option<Box<Grammar>>,
     },
     /// Logits at these positions of the prompt, each `< prompt.len()`, in any order, one [`Event::Scores`].
     Score {
@@ -124,6 +127,12 @@ pub enum Failure {
     #[error("the forward pass failed: {reason}")]
     Forward {
         /// The model's own words (no text of the request).
+        reason: String,
+    },
+    /// The form that was asked for outgrew its limits.
+    #[error("the answer's form could not be followed: {reason}")]
+    Grammar {
+        /// The library's own words (no text of the request).
         reason: String,
     },
     /// Background work made room for other work.

@@ -7,6 +7,7 @@
 mod ask;
 mod batch;
 mod device_plan;
+mod grammar;
 mod job;
 mod network;
 mod plan;
@@ -19,6 +20,7 @@ mod tests;
 pub use crate::random;
 pub use ask::{AskError, Generated};
 pub use device_plan::{DevicePlan, DeviceTooSmall};
+pub use grammar::{Form, Grammar, GrammarError, Grammars};
 pub use job::{Class, Ended, Event, Failure, Finish, Job, Likelihood, Refused, Work};
 pub use network::{Network, Turn};
 pub use plan::{BudgetTooSmall, MemoryPlan};

@@ -71,7 +71,8 @@ fn engine(pass_ms: u64, options: Options) -> (Engine, Arc<Mutex<Vec<Vec<usize>>>
 }
 
 fn generate(engine: &Engine, prompt: &[u32], max_tokens: usize, stop: &[u32]) -> UnboundedReceiver<Event> {
-    let work = Work::Generate { max_tokens, sampling: Sampling::GREEDY, stop: stop.to_vec(), likelihood: None };
+    let work =
+        Work::Generate { max_tokens, sampling: Sampling::GREEDY, stop: stop.to_vec(), likelihood: None, grammar: None };
     submit(engine, prompt, work)
 }
 
@@ -269,7 +270,13 @@ fn comparisons_and_broken_answers_share_nothing() {
     let prompt: Vec<u32> = (0..24).map(|i| i % 11).collect();
     let whole = [prompt.len(), 1];
     let internal = || {
-        let work = Work::Generate { max_tokens: 2, sampling: Sampling::GREEDY, stop: Vec::new(), likelihood: None };
+        let work = Work::Generate {
+            max_tokens: 2,
+            sampling: Sampling::GREEDY,
+            stop: Vec::new(),
+            likelihood: None,
+            grammar: None,
+        };
         let (job, events) = Job::new(Class::Internal, prompt.clone(), work, Instant::now());
         engine.submit(job).unwrap();
         collect(events)
@@ -299,7 +306,13 @@ fn settled(engine: &Engine) {
 
 /// Asks in idle time for an answer of `tokens` tokens.
 fn in_background(engine: &Engine, prompt: &[u32], tokens: usize) -> Result<UnboundedReceiver<Event>, Refused> {
-    let work = Work::Generate { max_tokens: tokens, sampling: Sampling::GREEDY, stop: Vec::new(), likelihood: None };
+    let work = Work::Generate {
+        max_tokens: tokens,
+        sampling: Sampling::GREEDY,
+        stop: Vec::new(),
+        likelihood: None,
+        grammar: None,
+    };
     let (job, events) = Job::new(Class::Background, prompt.to_vec(), work, Instant::now());
     engine.submit(job).map(|()| events)
 }

@@ -123,6 +123,15 @@ impl Text {
         self.tokenizer.decode(ids, false).map_err(TextError::Tokenizer)
     }
 
+    /// The tokenizer as its tokenizer.json would say it.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenizer`] if it cannot be written.
+    pub(crate) fn to_json(&self) -> Result<serde_json::Value, TextError> {
+        let text = self.tokenizer.to_string(false).map_err(TextError::Tokenizer)?;
+        serde_json::from_str(&text).map_err(|error| TextError::Tokenizer(error.into()))
+    }
+
     /// A decoder for one generation that never cuts a character in two.
     pub fn stream(&self) -> TextStream {
         TextStream { tokenizer: Arc::clone(&self.tokenizer), ids: Vec::new(), context: 0, sent: 0 }

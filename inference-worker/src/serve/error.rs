@@ -90,15 +90,21 @@ impl ApiError {
         }
     }
 
-    /// What a failed job is answered, and how it counts before its first byte.
-    pub(crate) fn failed(failure: &Failure) -> (Self, ErrorClass) {
+    /// What a failed job is answered, and how it counts before its first byte; `None`: as a client that went away.
+    pub(crate) fn failed(failure: &Failure) -> (Self, Option<ErrorClass>) {
         match failure {
             Failure::NonFinite { .. } => {
                 let message = "the model gave logits that are not finite numbers";
-                (Self::internal("non_finite_logits", message), ErrorClass::NonFinite)
+                (Self::internal("non_finite_logits", message), Some(ErrorClass::NonFinite))
+            }
+            // The client's schema, not the model.
+            Failure::Grammar { .. } => {
+                let message = "the form of `response_format` outgrew its limits; ask for a simpler schema";
+                (Self::invalid("response_format", message), None)
             }
             Failure::Forward { .. } | Failure::Yielded => {
-                (Self::internal("forward_failed", "the model could not process the request"), ErrorClass::Server)
+                let message = "the model could not process the request";
+                (Self::internal("forward_failed", message), Some(ErrorClass::Server))
             }
         }
     }

@@ -263,7 +263,7 @@ impl Answer {
             Some(Event::Scores(_)) => {}
             Some(Event::Failed(failure)) => {
                 let (error, class) = ApiError::failed(&failure);
-                return Err(Failed { error, class: Some(class) });
+                return Err(Failed { error, class });
             }
             None => {
                 let error = ApiError::internal("engine_stopped", "the engine stopped before the answer was complete");

@@ -5,7 +5,7 @@
 //! which revision of it answered is in the header and in the id.
 
 use super::error::ApiError;
-use crate::engine::Sampling;
+use crate::engine::{Form, Sampling};
 use crate::model::{ChatMessage, Text, TextError};
 use serde::Deserialize;
 use serde_json::Value;
@@ -22,6 +22,7 @@ const MAX_LIKELIEST: u32 = 20;
 /// Ids in `stop_token_ids`.
 const MAX_STOP_IDS: usize = 64;
 
+const FORMS: &str = "use `response_format` of type `text`, `json_object` or `json_schema`";
 const ONE_PROMPT: &str = "one prompt per request; send several requests, they are batched here";
 
 /// Body of `POST /v1/completions`. No `Debug`, here and below: prompts stay out of logs.
@@ -47,7 +48,6 @@ pub(crate) struct ChatRequest {
     top_logprobs: Option<u32>,
     tools: Option<Vec<Value>>,
     functions: Option<Vec<Value>>,
-    response_format: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -67,6 +67,7 @@ struct Common {
     repetition_penalty: Option<f32>,
     min_tokens: Option<u32>,
     use_beam_search: Option<bool>,
+    response_format: Option<Value>,
     structured_outputs: Option<Value>,
     guided_json: Option<Value>,
     stream_options: Option<StreamOptions>,
@@ -166,6 +167,8 @@ pub(crate) struct Ask {
     pub(crate) likelihood: Option<usize>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
+    /// What the answer must look like.
+    pub(crate) form: Option<Form>,
 }
 
 /// Limits of the model that a request is checked against.
@@ -212,16 +215,7 @@ fn completion(request: CompletionRequest, text: &Text, limits: Limits) -> Result
 }
 
 fn chat(request: ChatRequest, text: &Text, limits: Limits) -> Result<Ask, ApiError> {
-    let ChatRequest {
-        messages,
-        common,
-        max_completion_tokens,
-        logprobs,
-        top_logprobs,
-        tools,
-        functions,
-        response_format,
-    } = request;
+    let ChatRequest { messages, common, max_completion_tokens, logprobs, top_logprobs, tools, functions } = request;
     let wants = logprobs == Some(true);
     if !wants && top_logprobs.is_some_and(|n| n > 0) {
         return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
@@ -229,8 +223,6 @@ fn chat(request: ChatRequest, text: &Text, limits: Limits) -> Result<Ask, ApiErr
     let logprobs = wants.then_some(top_logprobs.unwrap_or(0));
     refuse("tools", tools.is_some_and(|t| !t.is_empty()), "tools are not called; leave it out")?;
     refuse("functions", functions.is_some_and(|t| !t.is_empty()), "functions are not called; leave it out")?;
-    let free = response_format.is_none_or(|f| f.is_null() || f["type"] == "text");
-    refuse("response_format", !free, "answers are free text; set its type to `text`")?;
     let prompt = templated(messages, true, text)?;
     let wanted = max_completion_tokens.or(common.max_tokens);
     check(Kind::Chat, prompt, wanted, logprobs, common, limits)
@@ -330,9 +322,11 @@ fn check(
         let name = if kind == Kind::Chat { "top_logprobs" } else { "logprobs" };
         return Err(ApiError::invalid(name, format!("`{name}` must be at most {MAX_LIKELIEST}")));
     }
-    let structured = common.structured_outputs.is_some_and(|v| !v.is_null());
-    refuse("structured_outputs", structured, "answers are free text; leave it out")?;
-    refuse("guided_json", common.guided_json.is_some_and(|v| !v.is_null()), "answers are free text; leave it out")?;
+    refuse("guided_json", common.guided_json.is_some_and(|v| !v.is_null()), FORMS)?;
+    let form = form(common.response_format, common.structured_outputs)?;
+    if form.is_some() && common.ignore_eos == Some(true) {
+        return Err(ApiError::invalid("ignore_eos", "an answer of a form ends where the form ends; leave it out"));
+    }
     refuse("use_beam_search", common.use_beam_search == Some(true), "tokens are sampled; leave it out")?;
     refuse("min_tokens", common.min_tokens.is_some_and(|n| n > 0), "set `ignore_eos` for answers of full length")?;
     refuse("repetition_penalty", common.repetition_penalty.is_some_and(|v| v != 1.0), "set it to 1")?;
@@ -375,7 +369,39 @@ fn check(
         likelihood: logprobs.map(|count| count as usize),
         stream,
         include_usage: common.stream_options.is_some_and(|o| o.include_usage),
+        form,
     })
+}
+
+/// OpenAI's `response_format`, or vLLM's `structured_outputs` with a schema.
+fn form(response_format: Option<Value>, structured_outputs: Option<Value>) -> Result<Option<Form>, ApiError> {
+    const NAME: &str = "response_format";
+    let structured = structured_outputs.filter(|value| !value.is_null());
+    let Some(mut format) = response_format.filter(|value| !value.is_null()) else {
+        let Some(mut structured) = structured else { return Ok(None) };
+        let only = structured.as_object().is_some_and(|fields| fields.len() == 1 && fields.contains_key("json"));
+        refuse("structured_outputs", !only, "only its field `json`, a schema, is known")?;
+        return schema("structured_outputs", structured["json"].take()).map(Some);
+    };
+    if structured.is_some() {
+        return Err(ApiError::invalid(
+            "structured_outputs",
+            "send `response_format` or `structured_outputs`, not both",
+        ));
+    }
+    match format["type"].as_str() {
+        Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(Form::Object)),
+        Some("json_schema") => match format.get_mut("json_schema").and_then(|named| named.get_mut("schema")) {
+            Some(value) => schema(NAME, value.take()).map(Some),
+            None => Err(ApiError::invalid(NAME, "`json_schema` needs its field `schema`, an object of JSON Schema")),
+        },
+        _ => Err(ApiError::unsupported(NAME, format!("`{NAME}` is not supported: {FORMS}"))),
+    }
+}
+
+fn schema(param: &'static str, value: Value) -> Result<Form, ApiError> {
+    if value.is_object() { Ok(Form::Schema(value)) } else { Err(ApiError::invalid(param, "a schema is an object")) }
 }
 
 /// Tokens to generate at most: as asked, or for a chat without a wish all that fit.

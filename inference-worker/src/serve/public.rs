@@ -9,7 +9,7 @@ use super::split;
 use super::tiers::{TIER_HEADER, Tiers, tier};
 use super::worker::{Loaded, NotReady, Worker};
 use super::{stream, tokens};
-use crate::engine::{Class, Job, Sampling, Work};
+use crate::engine::{Class, Grammar, Job, Sampling, Work};
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
@@ -93,6 +93,7 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     };
     let mut time = time(headers, arrival, worker.settings.request_timeout)?;
     let ask = parse(worker, loaded, kind, body.clone()).await?;
+    let grammar = grammar(worker, loaded, &ask).await?;
     let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream)?;
     if tiers.is_elsewhere() {
         return tiers.asked_for().await;
@@ -107,7 +108,7 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     let mut reply = Reply::new(worker, &ask, &loaded.text);
     let id = headers.get(ID_HEADER).map_or(reply.id().as_bytes(), HeaderValue::as_bytes);
     let chosen = loaded.shadow.choose(id, &ask.prompt);
-    let mut answer = match submit(loaded, ask, ticket, time, tiers.doubts()) {
+    let mut answer = match submit(loaded, ask, grammar, ticket, time, tiers.doubts()) {
         Ok(answer) => {
             if let Some(chosen) = chosen {
                 chosen.start();
@@ -246,6 +247,16 @@ async fn parse(worker: &Arc<Worker>, loaded: &Loaded, kind: Kind, body: Bytes) -
     parsing.inspect_err(|_| worker.account.start(Instant::now()).fail(ErrorClass::Server))?
 }
 
+/// The form that the answer must have, where one is asked for. Compiled off the threads that serve connections.
+async fn grammar(worker: &Arc<Worker>, loaded: &Loaded, ask: &Ask) -> Result<Option<Grammar>, ApiError> {
+    let Some(form) = ask.form.clone() else { return Ok(None) };
+    let grammars = Arc::clone(&loaded.grammars);
+    let failed = |_| ApiError::internal("grammar_failed", "the form of the answer could not be read");
+    let compiling = tokio::task::spawn_blocking(move || grammars.compile(&form)).await.map_err(failed);
+    let compiled = compiling.inspect_err(|_| worker.account.start(Instant::now()).fail(ErrorClass::Server))?;
+    compiled.map(Some).map_err(|error| ApiError::invalid("response_format", error.to_string()))
+}
+
 /// A job that was not taken, or whose answer failed.
 pub(super) struct Refusal {
     pub(super) error: ApiError,
@@ -255,6 +266,7 @@ pub(super) struct Refusal {
 fn submit(
     loaded: &Loaded,
     ask: Ask,
+    grammar: Option<Grammar>,
     ticket: Ticket,
     time: Time,
     doubts: bool,
@@ -267,8 +279,8 @@ fn submit(
     for choice in 0..choices as u64 {
         // Choices of one seed differ, and each repeats.
         let seed = sampling.seed.map(|seed| seed.wrapping_add(choice));
-        let work =
-            Work::Generate { max_tokens, sampling: Sampling { seed, ..sampling }, stop: stop.clone(), likelihood };
+        let (sampling, grammar) = (Sampling { seed, ..sampling }, grammar.clone().map(Box::new));
+        let work = Work::Generate { max_tokens, sampling, stop: stop.clone(), likelihood, grammar };
         let (job, receiver) = Job::new(Class::Live, prompt.clone(), work, time.arrival);
         if let Err(refused) = loaded.engine.submit(job) {
             let (error, class) = ApiError::refused(refused);

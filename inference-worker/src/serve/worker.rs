@@ -10,7 +10,7 @@ use super::upstream::{Upstream, UpstreamSettings};
 use super::users::Users;
 use crate::compare::{Comparer, PeerSettings, Shadow};
 use crate::device::{Device, DeviceError, GpuKv, Runner};
-use crate::engine::{self, AskError, Engine, MemoryPlan};
+use crate::engine::{self, AskError, Engine, Grammars, MemoryPlan};
 use crate::model::{self, HeadMode, KvBits, LoadError, LoadOptions, Model, Text, WeightsCache};
 use bitnet_api::worker::Identity;
 use std::path::PathBuf;
@@ -143,6 +143,8 @@ pub enum StartError {
 pub(crate) struct Loaded {
     pub(crate) engine: Engine,
     pub(crate) text: Text,
+    /// What answers may be asked to look like.
+    pub(crate) grammars: Arc<Grammars>,
     pub(crate) identity: Identity,
     pub(crate) comparer: Arc<Comparer>,
     pub(crate) shadow: Arc<Shadow>,
@@ -326,9 +328,11 @@ impl Worker {
         let confidence = doubts.then(|| Confidence::load(&self.settings.model)).transpose();
         let confidence = confidence.map_err(StartError::Confidence)?;
         let upstream = upstream.map(Upstream::new).transpose().map_err(StartError::Peers)?;
+        let grammars = Arc::new(Grammars::new(text.clone(), vocabulary, eos));
         self.loaded.get_or_init(|| Loaded {
             engine,
             text,
+            grammars,
             identity,
             comparer: Arc::new(comparer),
             shadow,
