@@ -5,6 +5,7 @@
 mod ab_test;
 mod admission;
 mod bad_input;
+mod balancing;
 mod blue_green;
 mod canary;
 mod chart;
@@ -123,6 +124,7 @@ fn trials(suite: Option<&Arc<Suite>>) -> (Vec<Trial>, Vec<Trial>) {
         trial!(admission::only_the_operator_changes_weights),
         trial!(admission::epochs_sums_and_latches_bind_the_operator_too),
         trial!(admission::every_step_of_the_route_policy),
+        trial!(balancing::envoy_does_what_the_route_asks),
         trial!(bad_input::a_missing_gate_is_named_and_recovers),
         trial!(bad_input::a_missing_route_is_named_and_recovers),
         trial!(bad_input::the_second_rollout_on_a_route_is_refused),
