@@ -138,7 +138,7 @@ fn happen(world: &mut World, what: &Happening, id: usize) {
                 by: "ada".into(),
             });
         }
-        Happening::Kill(i) => world.kill(&revision(NAMES[*i])),
+        Happening::Kill(i) => world.kill(&revision(NAMES[*i]), usize::MAX),
         Happening::Down(i, down) => world.take(&revision(NAMES[*i]), *down),
         Happening::Hand(i, w) => {
             let w = *w;

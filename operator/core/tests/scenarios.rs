@@ -12,7 +12,7 @@
 //! given capacity=swap room=4                                stable's pods make room; places for pods that are not fp16's
 //! set deadline=60 min-samples=100 …                          edits of the gate
 //! pause on|off · delete · verb VERB [BY] [stale]
-//! kill NAME · down NAME · up NAME · hand NAME=W NAME=W       things that happen
+//! kill NAME [PODS] · down NAME · up NAME · hand NAME=W NAME=W       things that happen
 //! restart · wipe · crash N · gateway stop|go · route gone|back|unreadable|readable · originals gone|ready
 //! service gone                                               somebody deletes the Service of fp16 for single requests
 //! away SECONDS                                              the operator is not there
@@ -244,7 +244,7 @@ impl Runner {
             "pause" => self.world.rollout.paused = rest[0] == "on",
             "delete" => self.world.rollout.deleting = true,
             "verb" => self.verb(rest),
-            "kill" => self.world.kill(&revision(rest[0])),
+            "kill" => self.world.kill(&revision(rest[0]), rest.get(1).map_or(usize::MAX, |n| n.parse().unwrap())),
             "down" | "up" => self.world.take(&revision(rest[0]), command == "down"),
             "hand" => {
                 let weight = |w: &&str| w.split_once('=').map(|(n, w)| (revision(n), w.parse().unwrap())).unwrap();

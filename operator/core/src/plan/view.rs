@@ -60,9 +60,10 @@ impl<'a> View<'a> {
             (w.baseline && w.replicas.is_some() && other).then_some(revision)
         };
         let mut olds: Vec<&Revision> = self.obs.workloads.iter().filter_map(old).collect();
-        // Stable first, then one that can serve, then by name.
-        olds.sort_by_key(|r| (stable != Some(*r), !self.serves(r), (*r).clone()));
-        olds.first().map(|r| (*r).clone())
+        // One that may have the traffic first, then stable, then by name.
+        olds.sort_by_key(|r| (!self.fits(r), stable != Some(*r), (*r).clone()));
+        // An old one that cannot serve must not stand before a new one that can, though not all of its pods are there.
+        olds.first().filter(|old| self.fits(old) || !self.fits(&spec.revision)).map(|old| (*old).clone())
     }
 
     pub(super) fn route(&self) -> Option<&'a Route> {

@@ -312,9 +312,10 @@ impl World {
         }
     }
 
-    pub(crate) fn kill(&mut self, revision: &Revision) {
+    /// So many pods of a revision die, at most all; others come in their place.
+    pub(crate) fn kill(&mut self, revision: &Revision, pods: usize) {
         if let Some(d) = self.deployments.get_mut(revision) {
-            d.pods.clear();
+            d.pods.truncate(d.pods.len().saturating_sub(pods));
         }
     }
 
