@@ -355,6 +355,25 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_taken_to_have_asked_for_what_only_a_cpu_has() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let given = |options: &[&str]| {
+            let line = ["serve", "--model", "m"].iter().chain(options);
+            settings(Line::try_parse_from(line).unwrap().args).for_cpus()
+        };
+        assert_eq!(given(&[]), None);
+        assert_eq!(Settings::new("m").for_cpus(), None);
+        assert_eq!(given(&["--kv-bits", "16"]), None, "what a GPU does as well");
+        assert_eq!(given(&["--kv-bits", "8"]), Some("--kv-bits"));
+        assert_eq!(given(&["--memory-budget", "1Gi"]), Some("--memory-budget"));
+    }
+
+    #[test]
     fn peers_are_name_and_address() {
         assert_eq!(peer("a=127.0.0.1:9"), Ok(("a".into(), "127.0.0.1:9".into())));
         assert!(peer("a").is_err() && peer("=x:1").is_err() && peer("a=b").is_err());

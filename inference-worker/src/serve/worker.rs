@@ -95,6 +95,12 @@ impl Settings {
             peers: PeerSettings::default(),
         }
     }
+
+    /// An option that was given and that only a CPU has: a GPU refuses it.
+    pub fn for_cpus(&self) -> Option<&'static str> {
+        let kv_bits = (self.kv_bits != KvBits::Sixteen).then_some("--kv-bits");
+        self.memory_budget.and(Some("--memory-budget")).or(kv_bits)
+    }
 }
 
 /// Why a model is not served.
@@ -275,12 +281,8 @@ impl Worker {
             }
             #[cfg(feature = "cuda")]
             Runner::Cuda(model) => {
-                let refuse = |option| Err(StartError::Device(DeviceError::ForCpu { option }));
-                if memory_budget.is_some() {
-                    return refuse("--memory-budget");
-                }
-                if self.settings.kv_bits != KvBits::default() {
-                    return refuse("--kv-bits");
+                if let Some(option) = self.settings.for_cpus() {
+                    return Err(StartError::Device(DeviceError::ForCpu { option }));
                 }
                 let plan = model.plan(&engine).map_err(|error| StartError::Device(DeviceError::Cuda(error)))?;
                 let plan = plan.map_err(StartError::DeviceMemory)?;
