@@ -6,7 +6,7 @@
 use crate::{
     client::{Category, category},
     observe::{http_routes, policies},
-    render::{Action, Kind, Objects, Prepared, Write, adopt, labels::MANAGED_BY},
+    render::{Action, Kind, Objects, Prepared, Write, adopt, labels::MANAGED_BY, owned_by},
 };
 use bitnet_api::{
     keys::label,
@@ -145,7 +145,7 @@ async fn create(api: &Api<DynamicObject>, write: &Write, object: &Value) -> Resu
     let found = api.get(&write.name).await?;
     let Some([owner]) = wanted.metadata.owner_references.as_deref() else { return Err(taken) };
     let owners = found.metadata.owner_references.as_deref().unwrap_or_default();
-    if owners.iter().any(|known| known.uid == owner.uid) {
+    if owned_by(&found.metadata, &owner.uid) {
         return Ok(Some(found));
     }
     let same_rollout = found.metadata.labels.as_ref().and_then(|labels| labels.get(label::ROLLOUT)).map(String::as_str)

@@ -81,8 +81,8 @@ fn walk(value: &Value, visit: &mut impl FnMut(&str, &str)) {
     }
 }
 
-/// The operator's metrics as its own router serves them, with a series each.
-async fn operator() -> u16 {
+/// The operator's metrics with a series each.
+fn filled() -> Metrics {
     let metrics = Metrics::default();
     for step in ["validate", "observe", "plan", "render", "apply", "status"] {
         drop(metrics.step(step));
@@ -100,9 +100,14 @@ async fn operator() -> u16 {
         shadow: Some((20, 20.0)),
     };
     metrics.observe(&Object { namespace: "team".into(), rollout: "chat".into() }, &facts);
+    metrics
+}
+
+/// They as the operator's own router serves them.
+async fn operator() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move { axum::serve(listener, admin::metrics(metrics)).await });
+    tokio::spawn(async move { axum::serve(listener, admin::metrics(filled())).await });
     port
 }
 
@@ -293,4 +298,30 @@ async fn what_dashboards_and_alerts_read_is_exported() {
         ("broken".to_owned(), "sum(rate(bitnet_requests_finished_total[1m])".to_owned()),
     ];
     assert_eq!(faults(&prometheus, &wrong).await.len(), 3);
+}
+
+#[test]
+fn alerts_and_dashboards_read_metrics_that_the_operator_exports() {
+    let text = filled().encode().unwrap();
+    for file in ["rules.yaml", "rollouts.json"] {
+        let asked = fs::read_to_string(root().join("charts/bitnet-rollouts/files").join(file)).unwrap();
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let names: BTreeSet<_> =
+            asked.split(|c| !word(c)).filter(|name| name.starts_with("bitnet_operator_")).collect();
+        assert!(!names.is_empty(), "{file}");
+        for name in names {
+            let sample = |line: &str| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} "));
+            assert!(text.lines().any(sample), "{file} reads {name}, which the operator does not export:\n{text}");
+        }
+    }
+}
+
+#[test]
+fn every_metric_of_the_operator_is_in_the_docs() {
+    let docs = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    for line in filled().encode().unwrap().lines() {
+        let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) else { continue };
+        let row = format!("| `{name}` | {} |", help.trim_end_matches('.'));
+        assert!(docs.contains(&row), "docs/metrics.md lacks a row that begins with: {row}");
+    }
 }

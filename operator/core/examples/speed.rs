@@ -34,8 +34,8 @@ fn main() {
     println!("|---|---|---|---|---|");
     for (name, gate, rate) in [
         ("demo, 20/s", gates::demo_gate(), 20.0),
-        ("default, 20/s", gates::default_gate(), 20.0),
-        ("default, 100/s", gates::default_gate(), 100.0),
+        ("default, 20/s", Gate::default(), 20.0),
+        ("default, 100/s", Gate::default(), 100.0),
     ] {
         line(name, &Trial::new(gate, rate));
     }

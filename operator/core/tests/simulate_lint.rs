@@ -13,7 +13,7 @@ use bitnet_core::{
         lint::{Setting, Severity, lint},
     },
 };
-use gates::{default_gate, default_steps, steps};
+use gates::{default_steps, steps};
 
 const SETTING: Setting = Setting {
     rate: 20.0,
@@ -36,12 +36,12 @@ fn fields(gate: &Gate, steps: &[Step], setting: Setting) -> (Vec<&'static str>, 
 
 #[test]
 fn the_default_gate_decides_at_20_requests_a_second() {
-    assert_eq!(fields(&default_gate(), &default_steps(), SETTING), (vec![], vec![]));
+    assert_eq!(fields(&Gate::default(), &default_steps(), SETTING), (vec![], vec![]));
 }
 
 #[test]
 fn each_thing_that_keeps_a_gate_from_deciding_is_named() {
-    let gate = default_gate;
+    let gate = Gate::default;
     let cases: [(Gate, Vec<Step>, Setting, &str); 9] = [
         (gate(), default_steps(), Setting { rate: 1.0, ..SETTING }, "signals.errors.maxExcess"),
         (gate(), steps(&[5, 50], 1800), SETTING, "deadline"),
@@ -64,28 +64,28 @@ fn each_thing_that_keeps_a_gate_from_deciding_is_named() {
     }
     let p99 = bitnet_core::evidence::Percentiles { body: true, p95: true, p99: true };
     let (cannot, _) =
-        fields(&Gate { percentiles: p99, ..default_gate() }, &default_steps(), Setting { rate: 8.0, ..SETTING });
+        fields(&Gate { percentiles: p99, ..Gate::default() }, &default_steps(), Setting { rate: 8.0, ..SETTING });
     assert!(
         cannot.contains(&"signals.latency.percentiles") || cannot.contains(&"signals.errors.maxExcess"),
         "{cannot:?}"
     );
-    assert_eq!(fields(&default_gate(), &[], SETTING).0, ["spec.strategy"]);
+    assert_eq!(fields(&Gate::default(), &[], SETTING).0, ["spec.strategy"]);
 }
 
 #[test]
 fn what_is_weak_is_said_and_refuses_nothing() {
     let one = Setting { pods: (1, 1), ..SETTING };
-    assert_eq!(fields(&default_gate(), &default_steps(), one), (vec![], vec!["spec.model.replicas"]));
+    assert_eq!(fields(&Gate::default(), &default_steps(), one), (vec![], vec!["spec.model.replicas"]));
     let uneven = Setting { pod_spread: 0.2, ..SETTING };
-    assert_eq!(fields(&default_gate(), &default_steps(), uneven), (vec![], vec!["signals.latency.maxRatio"]));
-    let (cannot, weak) = fields(&default_gate(), &steps(&[1, 50], 60), SETTING);
+    assert_eq!(fields(&Gate::default(), &default_steps(), uneven), (vec![], vec!["signals.latency.maxRatio"]));
+    let (cannot, weak) = fields(&Gate::default(), &steps(&[1, 50], 60), SETTING);
     assert_eq!((cannot, weak), (vec![], vec!["tripwire.minRequests"]));
     let silent = Setting { rate: 0.0, ..SETTING };
-    assert_eq!(fields(&default_gate(), &default_steps(), silent).0, ["onNoTraffic"], "8 pairs per tick are too few");
-    let mut many = default_gate();
+    assert_eq!(fields(&Gate::default(), &default_steps(), silent).0, ["onNoTraffic"], "8 pairs per tick are too few");
+    let mut many = Gate::default();
     many.probes.pairs = 32;
     assert_eq!(fields(&many, &default_steps(), silent).0, Vec::<&str>::new(), "enough pairs stand in for requests");
-    let long = Gate { deadline: Span::seconds(6 * 3600), ..default_gate() };
+    let long = Gate { deadline: Span::seconds(6 * 3600), ..Gate::default() };
     assert_eq!(fields(&long, &default_steps(), Setting { rate: 4.0, ..SETTING }).0, Vec::<&str>::new());
 }
 
@@ -103,7 +103,7 @@ fn test(metric: Option<AbMetric>, weight: u32, hours: i64, on_end: OnEnd) -> Cou
 #[test]
 fn an_ab_test_needs_users_and_where_it_promotes_requests() {
     let found = |course: &Course, setting: &Setting| -> Vec<&'static str> {
-        lint(&default_gate(), course, None, setting).iter().map(|f| f.field).collect()
+        lint(&Gate::default(), course, None, setting).iter().map(|f| f.field).collect()
     };
     let conversion = Some(AbMetric::Conversion);
     let long = test(conversion, 50, 72, OnEnd::Promote);
@@ -129,7 +129,7 @@ fn an_ab_test_needs_users_and_where_it_promotes_requests() {
 
 #[test]
 fn a_guard_that_would_call_a_good_model_is_named() {
-    let gate = default_gate();
+    let gate = Gate::default();
     let rule = GuardRule { interval: Span::seconds(60), settings: GuardSettings::of(&gate) };
     let found = |rule: &GuardRule, setting: &Setting| -> Vec<(Severity, &'static str)> {
         let all = lint(&gate, &Course::by_time(&default_steps()), Some(rule), setting);

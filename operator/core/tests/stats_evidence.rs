@@ -15,7 +15,7 @@ use bitnet_core::{
     },
     simulate::{Course, World, ticks},
 };
-use gates::{default_gate, demo_gate, demo_steps};
+use gates::{demo_gate, demo_steps};
 use proptest::prelude::*;
 
 const VERSION: u8 = 1;
@@ -60,7 +60,7 @@ fn same(a: &Assessment, b: &Assessment) -> bool {
 
 #[test]
 fn stored_and_read_back_at_every_tick_it_goes_on_as_if_nothing_had_happened() {
-    for gate in [demo_gate(), default_gate(), Gate { percentiles: ALL, ..demo_gate() }] {
+    for gate in [demo_gate(), Gate::default(), Gate { percentiles: ALL, ..demo_gate() }] {
         let mut uninterrupted = Evidence::new(&gate);
         let mut text = encode(&Evidence::new(&gate), &gate);
         for tick in eventful(&gate, 140) {
@@ -85,7 +85,7 @@ const ALL: Percentiles = Percentiles { body: true, p95: true, p99: true };
 /// at the last step with both blocks open, ticks of a second.
 #[test]
 fn the_largest_state_is_small() {
-    let gate = Gate { interval: Span::seconds(1), percentiles: ALL, max_excess: 1e-6, ..default_gate() };
+    let gate = Gate { interval: Span::seconds(1), percentiles: ALL, max_excess: 1e-6, ..Gate::default() };
     let spread = |per_bucket: u64| LiveArm {
         requests: 181 * per_bucket,
         errors: 90 * per_bucket,
@@ -291,7 +291,7 @@ fn any_gate() -> impl Strategy<Value = Gate> {
                 alpha_rollback,
                 alpha_promote,
                 tripwire: bitnet_core::evidence::Tripwire { error_rate: max_ratio, min_requests: counts[2] },
-                ..default_gate()
+                ..Gate::default()
             }
         },
     )

@@ -6,7 +6,6 @@ use bitnet_core::stats::{
     asymptotic::{self, Moments},
     detector::Detector,
     histogram::CELLS,
-    history::{dispersion, shortest_block},
     label_odds::{Dominance, Odds, VIEWS},
     mann_whitney::{Classification, kayenta, mann_whitney},
     rate_ratio::RateRatio,
@@ -295,36 +294,4 @@ fn kayenta_wants_a_clear_shift() {
     assert!(found.interval.0 < 15.0 && 15.0 < found.interval.1 && found.interval.0 > 3.0, "{found:?}");
     let tiny = mann_whitney(&[1.0], &[2.0], 0.98).unwrap();
     assert_eq!((tiny.u, tiny.interval), (1.0, (1.0, 1.0)), "two values bound nothing");
-}
-
-/// Independent requests have a dispersion near 1, bursts one far above; each limit holds but for one history in a
-/// thousand (counts here are fixed, so always).
-#[test]
-fn bursts_show_in_the_dispersion() {
-    let even: Vec<_> = (0..360u64).map(|i| [(2 + i * 7 % 5, 1000), (2 + i * 3 % 5, 1000)]).collect();
-    let calm = dispersion(&even).unwrap();
-    assert!(calm < 1.1, "{calm}");
-    let bursts: Vec<_> = (0..360u64).map(|i| [(if i % 50 == 0 { 200 } else { 2 }, 1000), (2, 1000)]).collect();
-    let wild = dispersion(&bursts).unwrap();
-    assert!(wild > 5.0, "{wild}");
-    assert_eq!(dispersion(&[]), None);
-    assert_eq!(dispersion(&[[(0, 10), (0, 10)]; 100]), None, "no failure tells nothing");
-    assert_eq!(dispersion(&even[..20]), None, "too short a history");
-}
-
-#[test]
-fn the_block_outlasts_the_bursts() {
-    // Alternating votes of 10 s: independent enough at once.
-    let calm: Vec<Option<f64>> = (0..720)
-        .map(|i: u64| Some((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f64 / 16_777_216.0 - 0.5))
-        .collect();
-    assert_eq!(shortest_block(&calm), Some(10));
-    // Bursts of 40 s: neighbours agree until blocks are longer than they.
-    let slow: Vec<Option<f64>> = (0..720).map(|i: usize| calm[i / 4]).collect();
-    assert!(shortest_block(&slow).is_some_and(|seconds| seconds >= 30), "{:?}", shortest_block(&slow));
-    // A drift over the whole hour is in no block of its own.
-    let drift: Vec<Option<f64>> = (0..720).map(|i| Some(f64::from(i) / 720.0)).collect();
-    assert_eq!(shortest_block(&drift), None);
-    assert_eq!(shortest_block(&calm[..100]), None, "less than an hour says too little");
-    assert_eq!(shortest_block(&vec![None; 720]), None);
 }

@@ -16,7 +16,7 @@ use bitnet_core::{
     model::{AbTest, CanaryStep, OnEnd, Pace, Stickiness},
     simulate::{Course, End, Forecast, Run, Users, World, forecast, run, test_users, watch},
 };
-use gates::{default_gate, default_steps, demo_gate, demo_steps, steps};
+use gates::{default_steps, demo_gate, demo_steps, steps};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 fn demo_world() -> World {
@@ -120,7 +120,7 @@ fn at_the_split_the_gate_goes_on_until_the_test_is_over() {
 fn users_are_heard() {
     let users = Users { per_second: 1.0, outcome: (0.05, 0.05), deviation: 0.0, lost: 0.0 };
     let count = |test: &AbTest, users: &Users, verdict| {
-        (1..=40).filter(|seed| test_users(test, &default_gate(), users, *seed).verdict == verdict).count() as u64
+        (1..=40).filter(|seed| test_users(test, &Gate::default(), users, *seed).verdict == verdict).count() as u64
     };
     let test = ab_test(50, 24);
     let none = count(&test, &users, AbVerdict::NoDifferenceProven);
@@ -131,7 +131,7 @@ fn users_are_heard() {
     assert!(count(&test, &worse, AbVerdict::CandidateWorse) >= 36);
     let lost = Users { lost: 0.1, ..users };
     assert_eq!(count(&test, &lost, AbVerdict::SampleRatioMismatch), 40, "a tenth lost is 47 instead of 50 %");
-    let early = test_users(&test, &default_gate(), &worse, 1);
+    let early = test_users(&test, &Gate::default(), &worse, 1);
     assert!(
         early.proven.is_some_and(|at| at < test.duration()) && early.users < 86_400,
         "it ends with its proof: {early:?}"
@@ -143,7 +143,7 @@ fn users_are_heard() {
 
 #[test]
 fn the_guard_is_forecast_by_the_guard() {
-    let settings = GuardSettings::of(&default_gate());
+    let settings = GuardSettings::of(&Gate::default());
     let good = World::equal(0.0);
     assert_eq!(watch(&settings, &good, 2000, 1), None);
     let late = World { onset: 300, cosine: (0.93, 0.03), ..good };
@@ -165,7 +165,7 @@ fn without_traffic_a_gate_holds_or_probes() {
 
 fn all(world: &World, runs: u64) -> Vec<Run> {
     let course = Course::by_time(&default_steps());
-    (1..=runs).map(|seed| run(&default_gate(), &course, world, seed)).collect()
+    (1..=runs).map(|seed| run(&Gate::default(), &course, world, seed)).collect()
 }
 
 fn back(runs: &[Run]) -> u64 {

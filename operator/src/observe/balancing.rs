@@ -1,6 +1,7 @@
 //! Whether the route's gateway can spread requests over pods as the spec asks, and the policy that tells it to.
 
 use super::{Error, RouteView, gateway_api};
+use crate::render::owned_by;
 use bitnet_core::{
     model::{Rollout, RouteTarget},
     observation::RouteState,
@@ -89,9 +90,8 @@ fn unable(controllers: &[String]) -> Option<String> {
 
 /// Why a policy that is there is not in effect.
 fn refused(uid: &str, policy: &DynamicObject) -> Option<String> {
-    let owners = policy.metadata.owner_references.as_deref().unwrap_or_default();
     let name = policy.metadata.name.as_deref().unwrap_or_default();
-    if !owners.iter().any(|owner| owner.uid == uid) {
+    if !owned_by(&policy.metadata, uid) {
         return Some(format!(
             "BackendTrafficPolicy {name} belongs to somebody else: rename it, or leave spec.route.loadBalancing out"
         ));

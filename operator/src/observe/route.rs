@@ -1,7 +1,7 @@
 //! The HTTPRoute: its rule, its weights, and the ledger in its annotations.
 
 use super::detours;
-use crate::render::{Compact, labels::MANAGED_BY};
+use crate::render::{Compact, labels::MANAGED_BY, owned_by};
 use bitnet_api::keys::{label, route as key};
 use bitnet_core::{
     model::{LatchKey, Revision, Rollout, RouteTarget},
@@ -196,8 +196,7 @@ pub(super) fn read(rollout: &Rollout, object: Option<DynamicObject>, rivals: &[R
 /// The preview route as core sees it.
 pub(super) fn preview(rollout: &Rollout, object: Option<&DynamicObject>) -> Preview {
     let Some(object) = object else { return Preview::Missing };
-    let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
-    if !owners.iter().any(|owner| owner.uid == rollout.uid) {
+    if !owned_by(&object.metadata, &rollout.uid) {
         return Preview::Foreign;
     }
     let spec = &object.data["spec"];
@@ -213,13 +212,12 @@ pub(super) fn preview(rollout: &Rollout, object: Option<&DynamicObject>) -> Prev
 
 /// The route was created by this rollout, or by one of its name that was let go: then nobody owns it.
 fn owned(rollout: &Rollout, meta: &ObjectMeta) -> bool {
-    let owners = meta.owner_references.as_deref().unwrap_or_default();
     let label = |key| meta.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
     let left = matches!(rollout.route, RouteTarget::Own { .. })
-        && owners.is_empty()
+        && meta.owner_references.as_deref().unwrap_or_default().is_empty()
         && label(label::ROLLOUT) == Some(rollout.name.as_str())
         && label("app.kubernetes.io/managed-by") == Some(MANAGED_BY);
-    left || owners.iter().any(|owner| owner.uid == rollout.uid)
+    left || owned_by(meta, &rollout.uid)
 }
 
 /// An older rollout names the same route and nobody holds it yet.

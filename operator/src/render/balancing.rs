@@ -1,7 +1,7 @@
 //! The BackendTrafficPolicy of a rollout: how Envoy Gateway spreads requests over the pods of each revision. It carries no
 //! weight and no ledger: nothing rests on it.
 
-use super::{Action, Kind, Operations, Write, create, delete, labels};
+use super::{Action, Kind, Operations, Write, create, delete, labels, owned_by};
 use crate::observe::World;
 use bitnet_core::{
     model::{LoadBalancing, Rollout},
@@ -17,8 +17,7 @@ pub(super) fn render(rollout: &Rollout, world: &World, owner: &OwnerReference) -
         return None;
     }
     let found = world.balancing.policy.as_ref();
-    let owned = found
-        .is_some_and(|policy| policy.metadata.owner_references.iter().flatten().any(|known| known.uid == rollout.uid));
+    let owned = found.is_some_and(|policy| owned_by(&policy.metadata, &rollout.uid));
     let wanted = rollout.load_balancing.map(|how| spec(rollout, world, how));
     match (wanted, found) {
         (Some(spec), None) => {

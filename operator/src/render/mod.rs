@@ -167,6 +167,11 @@ pub fn owner(rollout: &Rollout) -> OwnerReference {
     }
 }
 
+/// The object belongs to the rollout `uid`: one of its ownerReferences says so.
+pub(crate) fn owned_by(meta: &ObjectMeta, uid: &str) -> bool {
+    meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+}
+
 /// Removes the annotations of answered verbs. `meta` is the object as it was last read or written.
 pub fn answered(meta: &ObjectMeta, answered: &[Answered]) -> Option<Patch> {
     let mut operations = Operations::on(meta);
@@ -324,18 +329,17 @@ impl Operations {
     pub(crate) fn with_owner(&mut self, meta: &ObjectMeta, owner: &OwnerReference) {
         match meta.owner_references.as_deref().unwrap_or_default() {
             [] => self.add(["metadata", "ownerReferences"], json!([owner])),
-            owners if owners.iter().any(|known| known.uid == owner.uid) => {}
+            _ if owned_by(meta, &owner.uid) => {}
             _ => self.add(["metadata", "ownerReferences", "-"], json!(owner)),
         }
     }
 
     /// Removes the ownerReferences of `uid`; false where there are none.
     pub(crate) fn without_owner(&mut self, meta: &ObjectMeta, uid: &str) -> bool {
-        let owners = meta.owner_references.as_deref().unwrap_or_default();
-        let others: Vec<_> = owners.iter().filter(|owner| owner.uid != uid).collect();
-        if others.len() == owners.len() {
+        if !owned_by(meta, uid) {
             return false;
         }
+        let others: Vec<_> = meta.owner_references.iter().flatten().filter(|owner| owner.uid != uid).collect();
         self.replace(["metadata", "ownerReferences"], json!(others));
         true
     }

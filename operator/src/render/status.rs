@@ -385,14 +385,14 @@ fn traffic(set: &mut ConditionSet<'_>, facts: &Facts<'_>, ledger: Option<&Ledger
                 Some(note) if !route.accepted && set.was(kind::TRAFFIC_MANAGED) != Some("True") => {
                     set.put(kind::TRAFFIC_MANAGED, "False", &note.reason.name(), &note.message);
                 }
-                _ if facts.world.balancing.problem.is_some() => {
-                    let why = facts.world.balancing.problem.as_deref().unwrap_or_default();
-                    let text = format!("HTTPRoute {name} carries the weights of this rollout, but {why}");
-                    set.put(kind::TRAFFIC_MANAGED, "False", &Reason::GatewayUnsupported.name(), &text);
-                }
                 _ => {
                     let text = format!("HTTPRoute {name} carries the weights of this rollout");
-                    set.put(kind::TRAFFIC_MANAGED, "True", &Reason::Serving.name(), &text);
+                    if let Some(why) = &facts.world.balancing.problem {
+                        let text = format!("{text}, but {why}");
+                        set.put(kind::TRAFFIC_MANAGED, "False", &Reason::GatewayUnsupported.name(), &text);
+                    } else {
+                        set.put(kind::TRAFFIC_MANAGED, "True", &Reason::Serving.name(), &text);
+                    }
                 }
             }
         }

@@ -10,10 +10,7 @@ mod workloads;
 use bitnet_api::keys::route as key;
 use bitnet_core::{
     Span, Time,
-    evidence::{
-        Assessment, Finding, Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Signal, SignalKind,
-        SignalState, Tripwire,
-    },
+    evidence::{Assessment, Finding, Gate, ProbeSettings, Signal, SignalKind, SignalState},
     model::{
         Canary, CanaryStep, Capacity, DeletionPolicy, Fallback, HeaderMatch, LatchKey, Pace, Revision, Rollout,
         RouteTarget, Serving, Settings, Source, Strategy,
@@ -67,32 +64,8 @@ fn rollout() -> Rollout {
         strategy: Strategy::Canary(Canary { steps: vec![CanaryStep::plain(5, Span::seconds(20))], pace: Pace::Time }),
         gate: Gate {
             name: "chat".into(),
-            probes: ProbeSettings {
-                config_map: "chat-probes".into(),
-                key: "prompts.jsonl".into(),
-                per_tick: 8,
-                max_tokens: 32,
-                positions: 16,
-                pairs: 8,
-                pair_tokens: 8,
-            },
-            preflight: 64,
-            interval: Span::seconds(10),
-            warmup: Span::seconds(60),
-            min_mean: 0.95,
-            tail_min: 0.9,
-            tail_share: 0.05,
-            max_ratio: 1.2,
-            percentiles: Percentiles { body: true, p95: true, p99: false },
-            max_excess: 0.002,
-            alpha_rollback: 0.01,
-            alpha_promote: 0.05,
-            min_samples: 200,
-            deadline: Span::seconds(3600),
-            on_inconclusive: OnInconclusive::Hold,
-            on_no_traffic: OnNoTraffic::Probe,
-            tripwire: Tripwire { error_rate: 0.5, min_requests: 20 },
-            shadow: 0,
+            probes: ProbeSettings { config_map: "chat-probes".into(), ..ProbeSettings::default() },
+            ..Gate::default()
         },
         guard: None,
         scale_down_delay: Span::seconds(600),

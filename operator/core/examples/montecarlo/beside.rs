@@ -1,9 +1,10 @@
 //! What goes on beside the judge of a rollout: the guard of a promoted model, and the users of an A/B test.
 
-use super::{gates::default_gate, parallel, promises::Promises, table::with_interval};
+use super::{parallel, promises::Promises, table::with_interval};
 use bitnet_core::{
     Span,
     evidence::{
+        Gate,
         ab::{AbMetric, AbVerdict},
         guard::GuardSettings,
     },
@@ -13,7 +14,7 @@ use bitnet_core::{
 
 /// The guard's average run length, and its delays after 1,000 good ticks.
 pub(crate) fn guard(short: bool, promises: &mut Promises) {
-    let settings = GuardSettings::of(&default_gate());
+    let settings = GuardSettings::of(&Gate::default());
     let healthy = World::equal(0.0);
     let margins = World { cosine: (0.95, 0.03), tail: 0.05, latency: 1.2, ..healthy };
     println!("\n### The guard: ticks with data until it calls\n\n| model | runs | found |\n|---|---|---|");
@@ -79,7 +80,7 @@ pub(crate) fn verdicts(short: bool, promises: &mut Promises) {
                 [("equal", 1.0, 0.0), ("10 % better", 1.1, 0.0), ("10 % worse", 0.9, 0.0), ("5 % lost", 1.0, 0.05)]
             {
                 let users = Users { per_second: 1.0, outcome: (outcome * factor, outcome), deviation, lost };
-                let all: Vec<Outcome> = parallel(runs, |seed| test_users(&test, &default_gate(), &users, seed + 1));
+                let all: Vec<Outcome> = parallel(runs, |seed| test_users(&test, &Gate::default(), &users, seed + 1));
                 let of = |verdict: AbVerdict| all.iter().filter(|o| o.verdict == verdict).count() as u64;
                 let found = [
                     of(AbVerdict::CandidateBetter),

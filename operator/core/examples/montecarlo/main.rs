@@ -17,10 +17,10 @@ mod users;
 mod whole;
 
 use bitnet_core::{
-    evidence::Evidence,
+    evidence::{Evidence, Gate},
     simulate::{Course, World, ticks},
 };
-use gates::{default_gate, demo_gate, demo_steps};
+use gates::{demo_gate, demo_steps};
 use promises::Promises;
 use std::process::ExitCode;
 
@@ -71,7 +71,7 @@ fn timed(name: &str, part: impl FnOnce()) {
 /// Time of one step of the judge in the middle of an attempt, with everything in use.
 #[allow(clippy::disallowed_methods, reason = "a program that measures time reads the clock; the library never does")]
 fn speed() {
-    for (name, gate, rate) in [("demo, 20/s", demo_gate(), 20.0), ("default, 100/s", default_gate(), 100.0)] {
+    for (name, gate, rate) in [("demo, 20/s", demo_gate(), 20.0), ("default, 100/s", Gate::default(), 100.0)] {
         let all = ticks(&gate, &Course::by_time(&demo_steps()), &World::equal(rate), 1, 200);
         let mut evidence = Evidence::new(&gate);
         // The quickest of many rounds: what the step takes when nothing else runs on the machine.

@@ -1,7 +1,7 @@
 //! The judge's whole procedure: rollouts of two gates in many worlds.
 
 use super::{
-    gates::{default_gate, default_steps, demo_gate, demo_steps},
+    gates::{default_steps, demo_gate, demo_steps},
     parallel,
     promises::Promises,
     table::{short, with_interval},
@@ -138,7 +138,7 @@ fn edge(equal: World) -> World {
 }
 
 fn defaults(runs: Runs, rate: f64, part: &str, promises: &mut Promises) {
-    let (gate, course) = (default_gate(), Course::by_time(&default_steps()));
+    let (gate, course) = (Gate::default(), Course::by_time(&default_steps()));
     let mut table = Table { name: format!("default, {rate}/s"), gate: &gate, course: &course, part, promises };
     let Runs { null, edge: some, bad } = runs;
     let equal = World::equal(rate);
@@ -177,7 +177,7 @@ fn defaults(runs: Runs, rate: f64, part: &str, promises: &mut Promises) {
 
 /// A deadline of 4 hours: more may be promoted, and no more is rolled back.
 fn four_hours(runs: Runs, part: &str, promises: &mut Promises) {
-    let gate = Gate { deadline: Span::seconds(4 * 3600), ..default_gate() };
+    let gate = Gate { deadline: Span::seconds(4 * 3600), ..Gate::default() };
     let course = Course::by_time(&default_steps());
     let mut table = Table { name: "default, 20/s, deadline 4 h".into(), gate: &gate, course: &course, part, promises };
     let equal = World::equal(20.0);
@@ -201,7 +201,7 @@ fn four_hours(runs: Runs, part: &str, promises: &mut Promises) {
 
 /// What is beside the common case.
 fn rest(runs: Runs, part: &str, promises: &mut Promises) {
-    let (gate, steps) = (default_gate(), default_steps());
+    let (gate, steps) = (Gate::default(), default_steps());
     let course = Course::by_time(&steps);
     let equal = World::equal(20.0);
     let (some, few) = (runs.edge.min(500), runs.bad);
@@ -235,7 +235,7 @@ fn rest(runs: Runs, part: &str, promises: &mut Promises) {
     table.line("latency 1.5x", few, &World { latency: 1.5, ..silent }, Promise::Bad(30.0));
     table.line("errors 20 %", few, &World { errors: (0.2, 0.002), ..silent }, Promise::Unseen(24.0));
     // Pairs stand in for requests where the margin is one that they can prove.
-    let mut wide = Gate { max_excess: 0.02, ..default_gate() };
+    let mut wide = Gate { max_excess: 0.02, ..Gate::default() };
     wide.probes.pairs = 32;
     let mut table =
         Table { name: "no traffic, 32 pairs, excess 2 %".into(), gate: &wide, course: &course, part, promises };
@@ -247,7 +247,7 @@ fn rest(runs: Runs, part: &str, promises: &mut Promises) {
 pub(crate) fn pods(runs: u64, promises: &mut Promises) {
     println!("\n### Identical models on pods that differ, {runs} runs: rolled back, % with a 95 % interval\n");
     println!("| spread of a pod's speed | 1 pod per arm | 2 | 3 | 5 |\n|---|---|---|---|---|");
-    let (gate, course) = (default_gate(), Course::by_time(&default_steps()));
+    let (gate, course) = (Gate::default(), Course::by_time(&default_steps()));
     for spread in [0.02, 0.05, 0.1] {
         let mut cells = Vec::new();
         for count in [1, 2, 3, 5] {

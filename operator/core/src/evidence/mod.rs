@@ -9,6 +9,7 @@ mod assess;
 mod claim;
 pub mod codec;
 pub mod combine;
+mod default;
 mod errors;
 pub mod guard;
 mod history;
@@ -27,6 +28,8 @@ use crate::{Span, Time};
 use std::collections::BTreeMap;
 
 /// A resolved QualityGate: every default applied, every decimal parsed and checked.
+///
+/// [`Gate::default`] is the one that names nothing but its probe set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
     /// Name of the QualityGate, or the rollout's own name for an inline gate.

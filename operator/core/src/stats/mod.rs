@@ -14,7 +14,6 @@
 //! | [`detector`] | the watch that may last for months (SR e-detector) |
 //! | [`votes`] | one bounded, arm-antisymmetric number per block of live requests (E3) |
 //! | [`histogram`] | sparse latency histograms, margins as bucket shifts, quantile edges |
-//! | [`history`] | what stable's history says about independence: fast mode, length of blocks |
 //! | [`thinning`] | exact random subsamples of counts |
 //! | [`counters`] | deltas of a pod's cumulative counters |
 //! | [`intervals`] | confidence sequences, for display |
@@ -29,7 +28,6 @@ pub mod counters;
 pub mod detector;
 pub mod forecast;
 pub mod histogram;
-pub mod history;
 pub mod intervals;
 pub mod label_odds;
 pub mod logspace;

@@ -2,9 +2,7 @@
 
 use bitnet_core::{
     Span,
-    evidence::{
-        Gate, OnInconclusive, OnNoTraffic, Percentiles, ProbeSettings, Tripwire, ab::AbMetric, guard::GuardSettings,
-    },
+    evidence::{Gate, ProbeSettings, ab::AbMetric, guard::GuardSettings},
     model::{
         AbTest, BlueGreen, Canary, CanaryStep, Capacity, DeletionPolicy, GuardRule, HeaderMatch, OnEnd, Pace, Revision,
         Rollout, RouteTarget, Serving, Settings, Source, Stickiness, Strategy,
@@ -16,30 +14,17 @@ pub(crate) fn gate() -> Gate {
         name: "chat".into(),
         probes: ProbeSettings {
             config_map: "chat-probes".into(),
-            key: "prompts.jsonl".into(),
-            per_tick: 8,
             max_tokens: 16,
             positions: 8,
-            pairs: 8,
-            pair_tokens: 8,
+            ..ProbeSettings::default()
         },
         preflight: 48,
         interval: Span::seconds(2),
         warmup: Span::seconds(10),
-        min_mean: 0.95,
-        tail_min: 0.90,
-        tail_share: 0.05,
         max_ratio: 1.5,
-        percentiles: Percentiles { body: true, p95: true, p99: false },
         max_excess: 0.02,
-        alpha_rollback: 0.01,
-        alpha_promote: 0.05,
-        min_samples: 200,
         deadline: Span::seconds(600),
-        on_inconclusive: OnInconclusive::Hold,
-        on_no_traffic: OnNoTraffic::Probe,
-        tripwire: Tripwire { error_rate: 0.5, min_requests: 20 },
-        shadow: 0,
+        ..Gate::default()
     }
 }
 
