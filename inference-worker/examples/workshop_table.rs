@@ -21,12 +21,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// Names of the rows, and what `inference-worker` is told; PAIR is the pair's directory. `--steps` and the rest of
-/// [`STUDENT`] are the same for all students.
+/// [`STUDENT`] are the same for all students. Phase 3 is the row `distill`.
 const ROWS: &[(&str, &str)] = &[
     ("ptq-phase-1", "convert PAIR/fp16 --phase 1"),
     ("ptq-phase-2", "convert PAIR/fp16 --phase 2"),
     ("ptq-phase-3", "convert PAIR/fp16 --phase 3"),
+    ("ptq-phase-4", "convert PAIR/fp16 --phase 4"),
     ("ptq-hybrid", "convert PAIR/fp16 --precision mlp=binary"),
+    ("ptq-int8", "convert PAIR/fp16 --precision layers=int8"),
+    ("ptq-int4", "convert PAIR/fp16 --precision layers=int4"),
     ("qat", "distill --teacher PAIR/fp16 --kl 0 --cross-entropy 1"),
     ("qat-distill", "distill --teacher PAIR/fp16"),
     ("distill", "distill --teacher PAIR/fp16 --cross-entropy 0"),
@@ -35,6 +38,7 @@ const ROWS: &[(&str, &str)] = &[
     ("hidden", "distill --teacher PAIR/fp16 --cross-entropy 0 --hidden 1"),
     ("phase-1", "distill --teacher PAIR/fp16 --cross-entropy 0 --phase 1"),
     ("phase-2", "distill --teacher PAIR/fp16 --cross-entropy 0 --phase 2"),
+    ("phase-4", "distill --teacher PAIR/fp16 --cross-entropy 0 --phase 4"),
     ("hybrid", "distill --teacher PAIR/fp16 --cross-entropy 0 --precision layers.0=full --precision layers.3=full"),
     ("binary-ffn", "distill --teacher PAIR/fp16 --cross-entropy 0 --precision mlp=binary"),
     ("federated-4", "federated coordinator --model PAIR/fp16 --clients 4 --cross-entropy 0 --generate 40"),
@@ -83,8 +87,8 @@ fn main() -> Result<()> {
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let worker = worker()?;
     let measure = Measure::new(&pair, &worker, args.threads)?;
-    println!("| row | cosine mean | 5th percentile | KL | top-1 | perplexity | bytes | tok/s |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("| row | cosine mean | 5th percentile | KL | top-1 | perplexity | bytes | tok/s | default gate |");
+    println!("|---|---|---|---|---|---|---|---|---|");
     println!("{}", measure.line("fp16 (teacher)", &pair.join("fp16"))?);
     let mut failed = 0;
     for (name, command) in ROWS.iter().filter(|(name, _)| args.rows.is_empty() || args.rows.iter().any(|r| r == name)) {
@@ -161,6 +165,8 @@ impl Drop for Ended {
 
 /// One comparison for all rows: the default gate's, on the pair's probes, and perplexity on held-out text.
 struct Measure {
+    /// Least mean and least 5th percentile of the default gate.
+    least: (f64, f64),
     baseline: Baseline,
     ids: Vec<u32>,
     sequence: usize,
@@ -174,7 +180,14 @@ impl Measure {
         let baseline = Baseline::new(&fp16, &pair.join("probes.jsonl"), gate.probes.max_tokens as usize, threads)?;
         let text = Ids::read(&HELD_OUT, &Text::load(&fp16)?)?;
         let sequence = Loaded::open(&fp16)?.model.config().context;
-        Ok(Self { baseline, ids: [text.training, text.held_out].concat(), sequence, worker: worker.to_path_buf() })
+        let least = (gate.min_mean, gate.tail_min);
+        Ok(Self {
+            least,
+            baseline,
+            ids: [text.training, text.held_out].concat(),
+            sequence,
+            worker: worker.to_path_buf(),
+        })
     }
 
     fn line(&self, name: &str, dir: &Path) -> Result<String> {
@@ -184,8 +197,12 @@ impl Measure {
         let bytes = inspect(dir)?.bytes;
         let speed = self.speed(dir)?;
         Ok(format!(
-            "| {name} | {:.4} | {:.4} | {:.4} | {:.3} | {perplexity:.3} | {bytes} | {speed:.0} |",
-            s.mean, s.fifth_percentile, s.kl, s.top1
+            "| {name} | {:.4} | {:.4} | {:.4} | {:.3} | {perplexity:.3} | {bytes} | {speed:.0} | {} |",
+            s.mean,
+            s.fifth_percentile,
+            s.kl,
+            s.top1,
+            if s.mean >= self.least.0 && s.fifth_percentile >= self.least.1 { "passes" } else { "fails" }
         ))
     }
 

@@ -112,6 +112,36 @@ fn sigterm_drains_and_ends_with_status_0() {
 }
 
 #[test]
+fn a_model_of_phase_4_is_served_with_the_cache_that_it_was_made_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain");
+    std::fs::create_dir(&plain).unwrap();
+    support::tiny_model(&plain, 1);
+    let model = dir.path().join("phase-4");
+    let made = Command::new(env!("CARGO_BIN_EXE_inference-worker"))
+        .args(["convert", "--phase", "4", "--out", model.to_str().unwrap(), plain.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut process = Process::start(&model, &["--kv-bits", "8"]);
+    let public = process.until_ready();
+    let body = r#"{"model": "x", "prompt": "the", "max_tokens": 3}"#;
+    let mut socket = TcpStream::connect(public).unwrap();
+    let length = body.len();
+    write!(
+        socket,
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("text_completion"), "{answer}");
+    process.signal("-INT");
+    let (_, log) = process.end();
+    assert!(log.contains(" at 3 bits"), "{log}");
+}
+
+#[test]
 fn sigint_does_not_wait() {
     let dir = tempfile::tempdir().unwrap();
     support::tiny_model(dir.path(), 1);

@@ -97,9 +97,8 @@ fn the_file_computes_what_the_safetensors_form_computes() {
     for family in ["bitnet", "llama"] {
         let model_dir = root.path().join(family);
         model(&model_dir, family);
-        // All ternary; binary beside ternary; a plain layer beside both; on a grid; plain throughout.
-        let cases: [&[&str]; 5] =
-            [&[], &["mlp=binary"], &["self_attn=full"], &["mlp=int4", "self_attn=ternary"], &["layers=full"]];
+        // All ternary; binary beside ternary, also within a layer; a plain layer beside both; plain throughout.
+        let cases: [&[&str]; 5] = [&[], &["mlp=binary"], &["up_proj=binary"], &["self_attn=full"], &["layers=full"]];
         for (number, rules) in cases.into_iter().enumerate() {
             let at = |form: &str| root.path().join(format!("{family}-{number}-{form}"));
             let (plain, file) = (at("safetensors"), at("gguf"));
@@ -124,7 +123,7 @@ fn the_file_computes_what_the_safetensors_form_computes() {
             assert_eq!((a.eos, a.bos, a.context, a.tied), (b.eos, b.bos, b.context, b.tied));
             // A packed checkpoint gives the same file as the plain one that it was packed from.
             let again = at("again");
-            if one.layers.contains_key("ternary") && !one.layers.contains_key("int4") {
+            if one.layers.contains_key("ternary") {
                 convert(&order(&plain, &again, &[], Storage::Gguf)).unwrap();
                 assert_eq!(logits(&file), logits(&again), "{family} {rules:?}");
             }
@@ -156,6 +155,8 @@ fn what_the_format_cannot_hold_is_refused_and_leaves_nothing() {
     model(&llama, "llama");
     let out = root.path().join("out");
     let refused = |order: &Order| convert(order).unwrap_err().to_string();
+    let text = refused(&order(&llama, &out, &["mlp=int4"], Storage::Gguf));
+    assert!(text.contains("mlp.down_proj is to be int4") && text.contains("I2_S (ternary, binary)"), "{text}");
     // A Llama with the norms of the BitNet class is neither architecture.
     let mixed = Order { phase: Some(Phase::SubNorms), ..order(&llama, &out, &[], Storage::Gguf) };
     assert!(refused(&mixed).contains("mixes them"));

@@ -8,6 +8,7 @@ use inference_worker::workshop::federated::{
 };
 use inference_worker::workshop::progress::Console;
 use inference_worker::workshop::student::{DataSource, Form, LearningRate, Text};
+use inference_worker::workshop::weights::Rounding;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -107,10 +108,11 @@ struct CoordinatorArgs {
     /// Weight of the next token's cross entropy.
     #[arg(long, default_value_t = 1.0)]
     cross_entropy: f32,
-    /// 1: feed-forward part; 2: and q, k, v; 3: all linear layers [default: 3].
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
+    /// 1: feed-forward part; 2: and q, k, v; 3: all linear layers; 4: and 4-bit activations and a 3-bit cache
+    /// [default: 3].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4))]
     phase: Option<u8>,
-    /// Last precision of the layers that a pattern fits: full, ternary, binary. Repeatable.
+    /// Last precision of the layers that a pattern fits: full, int8, int4, ternary, binary. Repeatable.
     #[arg(long, value_name = "PATTERN=PRECISION")]
     precision: Vec<PrecisionRule>,
     /// Seed of the generator and of the order of sequences.
@@ -171,6 +173,7 @@ async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     let phase = match args.phase {
         Some(1) => Some(Phase::FeedForward),
         Some(2) => Some(Phase::Attention),
+        Some(4) => Some(Phase::FourBits),
         _ => None,
     };
     let (common, out) = (args.common, args.out);
@@ -199,6 +202,7 @@ async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
             cross_entropy: args.cross_entropy,
             seed: args.seed,
             precisions: BTreeMap::new(),
+            rounding: Rounding::default(),
         },
         rules: Rules {
             rounds: args.rounds,

@@ -96,6 +96,8 @@ fn table(model: &Inspection, summary: bool) -> String {
             m.rope_theta
         ),
     );
+    let kv = if m.kv_bits < 32 { format!(", keys and values {} bits", m.kv_bits) } else { String::new() };
+    line("rounding", format!("activations of quantised layers {} bits{kv}", m.activation_bits));
     line("end of text", format!("{:?}", m.eos));
     match &model.text {
         Some(text) => {

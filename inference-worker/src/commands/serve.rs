@@ -73,7 +73,7 @@ pub(crate) struct Args {
     /// prompt, a conversation) is read once; 0 for none. Comparisons never use it.
     #[arg(long, env = "BITNET_PREFIX_CACHE", value_name = "TOKENS", default_value_t = 2048)]
     prefix_cache: usize,
-    /// Bits of cached keys and values: 16, 8, 4 or 3.
+    /// Bits of cached keys and values: 16, 8, 4 or 3; a model that was made for fewer gets those.
     #[arg(long, env = "BITNET_KV_BITS", default_value = "16")]
     kv_bits: KvBits,
     /// Memory for weights, keys and values, and passes, in bytes or as 4Gi: where it is short, keys and values get fewer

@@ -3,7 +3,7 @@
 use super::CudaError;
 use super::gpu::{Gpu, WIDEST_HEADS, WIDEST_ROW};
 use super::params::{Address, Kind, Order, Repack};
-use crate::kernels::{ActivationBits, Floats};
+use crate::kernels::{ActivationBits, Floats, KvBits};
 use crate::model::{LayerParts, Matrix, Model, ModelConfig};
 use cudarc::driver::CudaSlice;
 
@@ -118,6 +118,9 @@ fn check(config: &ModelConfig) -> Result<(), CudaError> {
     let refuse = |rule: String| Err(CudaError::Model { rule });
     if config.input_bits != ActivationBits::Eight {
         return refuse("activations of ternary layers must have 8 bits".to_owned());
+    }
+    if config.kv_bits < KvBits::Sixteen {
+        return refuse(format!("keys and values must be made for at least 16 bits, they are for {}", config.kv_bits));
     }
     if !head_dim.is_multiple_of(16) || head_dim > 256 {
         return refuse(format!("head_dim must be a multiple of 16 and at most 256, it is {head_dim}"));

@@ -4,6 +4,7 @@ use super::portable;
 use super::rows::Cells;
 use super::ternary::PANEL;
 use super::{Codes, Dense, Kernels, Pool, Quantized, Rows, TOKENS, Ternary, Tokens};
+use serde::{Deserialize, Serialize};
 
 /// Multiply-adds below which a product is not worth waking a thread: some microseconds.
 const WORTH_THREADS: usize = 1 << 19;
@@ -13,13 +14,24 @@ const ROW_WORK: usize = 32;
 const PANELS: usize = 4;
 
 /// Bits of quantised activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ActivationBits {
     /// `s = √7 / (mean |x| + 1e-5)`, from -8 to 7.
     Four,
     /// `s = 127 / max(|x|max, 1e-5)`, from -128 to 127.
     #[default]
     Eight,
+}
+
+impl ActivationBits {
+    /// The number of bits.
+    pub fn bits(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
 }
 
 /// A CPU: instruction set and threads.

@@ -6,6 +6,7 @@
 
 use super::simd::{Element, Vector};
 use half::f16;
+use serde::{Deserialize, Serialize};
 
 /// Positions of a block.
 pub(super) const POSITIONS: usize = 32;
@@ -13,7 +14,8 @@ pub(super) const POSITIONS: usize = 32;
 const GROUP: usize = 64;
 
 /// Bits per number of cached keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum KvBits {
     /// Codes from 0 to 7, and 0.5 bits for bounds and steps.
     Three,
@@ -40,6 +42,20 @@ impl KvBits {
             Self::Eight => 8,
             Self::Sixteen => 16,
             Self::ThirtyTwo => 32,
+        }
+    }
+
+    /// What attention sees of one head's key or value.
+    pub(crate) fn seen(self, head: &mut [f32]) {
+        match self.largest() {
+            None if self == Self::ThirtyTwo => {}
+            None => head.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            Some(largest) => {
+                for numbers in head.chunks_mut(GROUP) {
+                    let scale = Scale::of(numbers, largest);
+                    numbers.iter_mut().for_each(|x| *x = scale.low + scale.step * f32::from(scale.code(*x, largest)));
+                }
+            }
         }
     }
 
@@ -389,6 +405,13 @@ mod tests {
                 let row = |position: usize, which: usize| &numbers[(2 * position + which) * 150..][..head_dim];
                 for position in 0..40 {
                     format.write(&mut head, position, row(position, 0), row(position, 1));
+                }
+                // Training rounds as the cache does, to the bit.
+                for which in 0..2 {
+                    let mut seen = row(7, which).to_vec();
+                    bits.seen(&mut seen);
+                    let (key, value) = read(format, &head, 7);
+                    prop_assert_eq!(&seen, if which == 0 { &key } else { &value });
                 }
                 // The last ones again: neighbours must not change.
                 format.write(&mut head, 33, row(33, 0), row(33, 1));

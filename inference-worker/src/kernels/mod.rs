@@ -37,6 +37,7 @@ pub(crate) use dense::{FloatStorage, Floats};
 pub use kv::{KvBits, KvFormat};
 pub(crate) use memory::{Block, Blocks, Plain, Storage, bytes_of};
 pub use pool::Pool;
+pub(crate) use portable::seen_in_four;
 pub use rows::{Quantized, Rows};
 pub use self_test::KernelFault;
 pub(crate) use ternary::blocks;

@@ -113,6 +113,13 @@ pub(super) fn quantise_four(row: &[f32], width: usize, out: &mut [i8]) -> (f32, 
     (scale, sum)
 }
 
+/// What products see of a row in four bits, in f32; NaN throughout if a number is not finite.
+pub(crate) fn seen_in_four(row: &[f32], out: &mut [f32]) {
+    let mut codes = vec![0; row.len()];
+    let (scale, _) = quantise_four(row, row.len(), &mut codes);
+    out.iter_mut().zip(codes).for_each(|(out, code)| *out = f32::from(code) / scale);
+}
+
 /// `out = (product - sum) / divisor · factor`, the result of one token and one panel.
 #[inline(always)]
 pub(super) fn finish(products: &[i32; PANEL], sum: i32, divisor: f32, factor: f32, out: &mut [f32; PANEL]) {

@@ -23,14 +23,15 @@
 //! | `int8` | I8 `[rows, columns]` | a factor per row |
 //!
 //! `quantization_config.activation_bits: 4` (default 8) quantises what q, k, v and gate, up read to 4 bits; the output and
-//! down projections read 8. Both keys are of this project.
+//! down projections read 8. `quantization_config.kv_bits: 16, 8, 4 or 3` is what the model's keys and values were made
+//! for: its caches have no more bits, whatever a server asks for. These keys are of this project.
 //!
 //! `quant_method: none` is a marker of this project for a BitNet-class model in full precision (the fp16 teacher that
 //! `distill` writes); transformers reads the same model when the key is left out.
 
 use super::LoadError;
-use crate::kernels::ActivationBits;
-use serde::Deserialize;
+use crate::kernels::{ActivationBits, KvBits};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -78,22 +79,40 @@ pub struct ModelConfig {
     pub precisions: BTreeMap<String, LayerPrecision>,
     /// Bits of the activations that q, k, v and gate, up read, where these layers quantise them.
     pub input_bits: ActivationBits,
+    /// Most bits of cached keys and values: those that the model was made for.
+    pub kv_bits: KvBits,
 }
 
-/// How one linear layer is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// How one linear layer is stored, served, and seen in training. Of all but `Full`, activations are quantised, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerPrecision {
     /// Floats; activations are not quantised.
     Full,
-    /// -1 and 1.
-    Binary,
-    /// -1, 0 and 1.
-    Ternary,
-    /// From -8 to 7, with a factor per row.
-    Int4,
-    /// From -128 to 127, with a factor per row.
+    /// From -128 to 127, with a factor per row; made here: from -127 to 127, the largest |w| of a row over 127.
     Int8,
+    /// From -8 to 7, with a factor per row; made here: from -7 to 7, the largest |w| of a row over 7.
+    Int4,
+    /// -1, 0 and 1, times the mean of |w|.
+    Ternary,
+    /// -1 and 1, times the mean of |w|.
+    Binary,
+}
+
+impl LayerPrecision {
+    /// All of them, most bits first.
+    pub const ALL: [Self; 5] = [Self::Full, Self::Int8, Self::Int4, Self::Ternary, Self::Binary];
+
+    /// Name in config.json, on the command line and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Ternary => "ternary",
+            Self::Binary => "binary",
+        }
+    }
 }
 
 /// Gate function of the feed-forward part.
@@ -221,6 +240,7 @@ struct RawQuantization {
     modules_to_not_convert: Option<Vec<String>>,
     precisions: Option<BTreeMap<String, LayerPrecision>>,
     activation_bits: Option<u32>,
+    kv_bits: Option<u32>,
 }
 
 /// Linear layers of a decoder layer by the input that they read: it is quantised once for all of a group.
@@ -343,6 +363,7 @@ impl RawConfig {
             linear: self.linear(family, refuse)?,
             precisions: self.precisions(layers, refuse)?,
             input_bits: self.input_bits(refuse)?,
+            kv_bits: self.kv_bits(refuse)?,
             bos: refuse.ids("bos_token_id", self.bos_token_id.into_iter().collect(), vocab_size)?.first().copied(),
             eos: refuse.ids("eos_token_id", self.eos_token_id.map(Ids::list).unwrap_or_default(), vocab_size)?,
         })
@@ -470,6 +491,19 @@ impl RawConfig {
                 "restore the original file",
             )),
         }
+    }
+
+    fn kv_bits(&self, refuse: &Refusal<'_>) -> Result<KvBits, LoadError> {
+        let Some(bits) = self.quantization_config.as_ref().and_then(|quantization| quantization.kv_bits) else {
+            return Ok(KvBits::ThirtyTwo);
+        };
+        bits.to_string().parse().map_err(|_| {
+            refuse.of(
+                "quantization_config.kv_bits",
+                format!("must be 16, 8, 4 or 3 but is {bits}"),
+                "restore the original file",
+            )
+        })
     }
 
     fn linear(&self, family: Family, refuse: &Refusal<'_>) -> Result<LinearKind, LoadError> {
@@ -657,16 +691,19 @@ mod tests {
     #[test]
     fn layers_have_precisions_of_their_own_and_activations_bits() {
         let quantization = json!({
-            "quant_method": "bitnet", "activation_bits": 4,
+            "quant_method": "bitnet", "activation_bits": 4, "kv_bits": 3,
             "precisions": {"model.layers.0.mlp.up_proj": "binary", "model.layers.1.self_attn.o_proj": "int8"}
         });
         let config = load(&with("bitnet", &json!({"quantization_config": quantization}))).unwrap();
-        assert_eq!(config.input_bits, ActivationBits::Four);
+        assert_eq!((config.input_bits, config.kv_bits), (ActivationBits::Four, KvBits::Three));
         assert_eq!(config.precisions["model.layers.0.mlp.up_proj"], LayerPrecision::Binary);
         assert_eq!(config.precisions["model.layers.1.self_attn.o_proj"], LayerPrecision::Int8);
-        assert_eq!(load(&base("bitnet")).unwrap().input_bits, ActivationBits::Eight);
+        let plain = load(&base("bitnet")).unwrap();
+        assert_eq!((plain.input_bits, plain.kv_bits), (ActivationBits::Eight, KvBits::ThirtyTwo));
         let refused = [
             json!({"quant_method": "bitnet", "activation_bits": 5}),
+            json!({"quant_method": "bitnet", "kv_bits": 2}),
+            json!({"quant_method": "none", "kv_bits": 32}),
             json!({"quant_method": "bitnet", "precisions": {"model.layers.2.mlp.up_proj": "int4"}}),
             json!({"quant_method": "bitnet", "precisions": {"model.layers.0.mlp.up_proj": "full"}}),
             json!({"quant_method": "none", "precisions": {"model.layers.0.mlp.up_proj": "int4"}}),

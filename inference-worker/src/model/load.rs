@@ -85,7 +85,7 @@ impl Model {
         norm: Vec<f32>,
         head: Head,
     ) -> Result<Self, LoadError> {
-        let (cpu, kv_bits) = (options.cpu()?, options.kv_bits);
+        let (cpu, kv_bits) = (options.cpu()?, options.kv_bits.min(config.kv_bits));
         Ok(Self { config, cpu, kv_bits, embedding, layers, norm, head, reference: None, weights_file: None })
     }
 }

@@ -59,7 +59,7 @@ pub struct LoadOptions {
     pub kernels: Option<Kernels>,
     /// Threads of a forward pass, the calling one included [default: 1].
     pub threads: Option<usize>,
-    /// Precision of cached keys and values [default: as computed].
+    /// Precision of cached keys and values, at most the model's own [default: as computed].
     pub kv_bits: KvBits,
     /// How logits are computed.
     pub head: HeadMode,

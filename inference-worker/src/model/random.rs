@@ -2,7 +2,9 @@
 
 use super::head::Head;
 use super::linear::Linear;
-use super::{Activation, ActivationBits, Layer, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule};
+use super::{
+    Activation, ActivationBits, KvBits, Layer, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule,
+};
 use crate::engine::random::Random;
 use crate::kernels::{Block, Blocks, Dense, Elements, Ternary, blocks};
 use half::{bf16, f16};
@@ -158,6 +160,7 @@ impl Shape {
             linear,
             precisions: BTreeMap::new(),
             input_bits: ActivationBits::Eight,
+            kv_bits: KvBits::ThirtyTwo,
         }
     }
 }

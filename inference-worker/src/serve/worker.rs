@@ -42,7 +42,7 @@ pub struct Settings {
     pub engine: engine::Options,
     /// Threads of a forward pass.
     pub threads: usize,
-    /// Precision of cached keys and values, unless the memory budget lowers it.
+    /// Precision of cached keys and values, unless the model or the memory budget lowers it.
     pub kv_bits: KvBits,
     /// Bytes that weights, keys and values, and passes may take.
     pub memory_budget: Option<usize>,

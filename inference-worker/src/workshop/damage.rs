@@ -5,6 +5,7 @@ use super::probing::{Baseline, Loaded, Similarity, TAIL};
 use super::progress::Progress;
 use super::staging::Staging;
 use super::{Outcome, WorkshopError, files};
+use crate::model::LayerPrecision;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -130,10 +131,13 @@ pub fn damage(order: &Damage, progress: &mut dyn Progress) -> Result<Outcome<Rep
         }
     }
     let baseline = Baseline::new(&order.baseline, &order.probes, order.tokens, order.threads)?;
-    let healthy = baseline.compare(&Loaded::open(&order.model)?)?;
+    let loaded = Loaded::open(&order.model)?;
+    let healthy = baseline.compare(&loaded)?;
     progress.note(&format!("healthy: {healthy}"));
     let staging = Staging::new(&order.out)?;
-    let bench = Bench { order, baseline, healthy, dir: staging.path() };
+    let precisions = loaded.model.config().precisions.clone();
+    drop(loaded);
+    let bench = Bench { order, baseline, healthy, precisions, dir: staging.path() };
     bench.copy()?;
     let (change, damaged) = match &order.fault {
         Fault::Order => bench.reverse_order()?,
@@ -200,6 +204,8 @@ struct Bench<'a> {
     order: &'a Damage,
     baseline: Baseline,
     healthy: Similarity,
+    /// Of layers that are stored otherwise than most.
+    precisions: BTreeMap<String, LayerPrecision>,
     dir: &'a Path,
 }
 
@@ -228,7 +234,7 @@ impl Bench<'_> {
 
     fn packed(&self) -> Result<Vec<StoredTensor>, WorkshopError> {
         let tensors = read_tensors(&self.order.model.join("model.safetensors"))?;
-        if tensors.iter().any(is_packed) {
+        if tensors.iter().any(|t| self.is_packed(t)) {
             return Ok(tensors);
         }
         Err(WorkshopError::Refused(format!(
@@ -237,10 +243,17 @@ impl Bench<'_> {
         )))
     }
 
+    /// Whether it is a matrix of 2-bit codes: int4 and binary ones are bytes, too.
+    fn is_packed(&self, tensor: &StoredTensor) -> bool {
+        let ternary = |m: &str| self.precisions.get(m).is_none_or(|p| *p == LayerPrecision::Ternary);
+        let module = tensor.name.strip_suffix(".weight").filter(|m| m.ends_with("_proj"));
+        tensor.dtype == Dtype::U8 && module.is_some_and(ternary)
+    }
+
     fn reverse_order(&self) -> Made {
         let mut tensors = self.packed()?;
         let mut count = 0;
-        for tensor in tensors.iter_mut().filter(|t| is_packed(t)) {
+        for tensor in tensors.iter_mut().filter(|t| self.is_packed(t)) {
             tensor.bytes.iter_mut().for_each(|byte| *byte = reversed(*byte));
             count += 1;
         }
@@ -293,7 +306,7 @@ impl Bench<'_> {
     fn zero(&self, pattern: Option<&str>, progress: &mut dyn Progress) -> Made {
         let tensors = self.packed()?;
         let named = |part: &str| -> Vec<String> {
-            tensors.iter().filter(|t| is_packed(t) && t.name.contains(part)).map(|t| t.name.clone()).collect()
+            tensors.iter().filter(|t| self.is_packed(t) && t.name.contains(part)).map(|t| t.name.clone()).collect()
         };
         let candidates = match pattern {
             None => named("o_proj"),
@@ -371,10 +384,6 @@ fn search_base(
         }
     }
     Ok(best)
-}
-
-fn is_packed(tensor: &StoredTensor) -> bool {
-    tensor.dtype == Dtype::U8 && tensor.name.ends_with("_proj.weight")
 }
 
 fn reversed(byte: u8) -> u8 {

@@ -140,8 +140,8 @@ pub fn distill(
     let similarity = baseline.compare(&served)?;
     progress.note(&format!("student against teacher: {similarity}"));
     let export = ExportCheck {
-        teacher: graph_agreement(&teacher, &Loaded::open(&fp16)?, baseline.texts())?,
-        student: graph_agreement(&student, &served, baseline.texts())?,
+        teacher: graph_agreement(&teacher, &Loaded::open(&fp16)?, baseline.texts())?.mean,
+        student: graph_agreement(&student, &served, baseline.texts())?.mean,
     };
     progress.note(&format!("served against trained: teacher {:.6}, student {:.6}", export.teacher, export.student));
     demand(demands, &similarity, &export)?;
@@ -198,8 +198,17 @@ fn make_student(
     Ok((weights, trained))
 }
 
-/// Mean cosine of the logits that an exported model serves and those of its training graph, over some texts.
-/// Rounding flips (an activation on .5 that falls the other way) keep it a little below 1.
+/// Cosines of the logits that an exported model serves with those of its training graph, over positions. Rounding flips
+/// (a number between two codes that falls the other way) keep some positions below 1; a fault of the export, all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Agreement {
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub median: f64,
+}
+
+/// Holds an exported model against its training graph on up to 64 texts.
 ///
 /// # Errors
 /// If either does not run.
@@ -207,24 +216,25 @@ pub fn graph_agreement<'a>(
     weights: &Weights,
     served: &Loaded,
     texts: impl Iterator<Item = &'a [u32]>,
-) -> Result<f64, WorkshopError> {
+) -> Result<Agreement, WorkshopError> {
     let failed = || WorkshopError::tensor("running the training graph");
     let network = Network::frozen(weights).map_err(failed())?;
-    let (mut sum, mut rows) = (0.0, 0usize);
+    let mut cosines = Vec::new();
     for text in texts.take(64) {
         let trained = network.forward(text, text.len()).map_err(failed())?;
         let served = served.logits(text)?;
         let add = |trained: &[f32]| {
             let vocabulary = weights.shape.vocabulary;
             for (a, b) in trained.chunks_exact(vocabulary).zip(served.chunks_exact(vocabulary)) {
-                sum += compare_rows(a, b).cosine;
-                rows += 1;
+                cosines.push(compare_rows(a, b).cosine);
             }
             Ok(())
         };
         read(&trained, add).map_err(failed())?;
     }
-    Ok(sum / rows.max(1) as f64)
+    cosines.sort_by(f64::total_cmp);
+    let mean = cosines.iter().sum::<f64>() / cosines.len().max(1) as f64;
+    Ok(Agreement { mean, median: cosines.get(cosines.len() / 2).copied().unwrap_or(0.0) })
 }
 
 fn demand(demands: &Demands, similarity: &Similarity, export: &ExportCheck) -> Result<(), WorkshopError> {

@@ -4,7 +4,8 @@ use super::WorkshopError;
 use super::corpus::{END_OF_TEXT, END_OF_TEXT_ID};
 use super::recipe::{ModelShape, RMS_EPS, ROPE_THETA};
 use super::ternary::{Ternary, pack};
-use super::weights::{Precision, Weights};
+use super::weights::Weights;
+use crate::model::LayerPrecision;
 use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -27,7 +28,8 @@ const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
 /// 2-bit codes with an f32 `weight_scale`, the rest as f16. Call [`Weights::round_to_stored`] before if the directory is
 /// to equal the live network.
 pub fn write_model(dir: &Path, weights: &Weights, tokenizer: &Tokenizer) -> Result<(), WorkshopError> {
-    if let Some(p) = weights.all.iter().find(|p| !matches!(p.precision, Precision::Full | Precision::Ternary)) {
+    if let Some(p) = weights.all.iter().find(|p| !matches!(p.precision, LayerPrecision::Full | LayerPrecision::Ternary))
+    {
         return Err(WorkshopError::Refused(format!(
             "{} is {} in training, which this form cannot store: finish its schedule",
             p.name,
@@ -56,9 +58,9 @@ pub fn write_json(path: &Path, value: &Value) -> Result<(), WorkshopError> {
     fs::write(path, format!("{value:#}\n")).map_err(WorkshopError::file("write", path))
 }
 
-fn config(shape: &ModelShape, precision: Precision) -> Value {
+fn config(shape: &ModelShape, precision: LayerPrecision) -> Value {
     let quantization = match precision {
-        Precision::Full => json!({"quant_method": "none"}),
+        LayerPrecision::Full => json!({"quant_method": "none"}),
         _ => {
             json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"})
         }
@@ -109,7 +111,7 @@ pub struct StoredTensor {
 fn stored_tensors(weights: &Weights) -> Vec<StoredTensor> {
     let mut all = Vec::new();
     for p in &weights.all {
-        if p.precision == Precision::Ternary {
+        if p.precision == LayerPrecision::Ternary {
             let ternary = Ternary::of(&p.master);
             let columns = p.dims[1];
             all.push(StoredTensor {

@@ -44,6 +44,10 @@ pub struct Shape {
     /// How the decoder's linear layers are stored: `plain`, `packed, scale multiplies`, `packed, scale divides`, or
     /// `ternary when loaded`.
     pub linear: &'static str,
+    /// Bits of the activations that q, k, v and gate, up read, where these are quantised.
+    pub activation_bits: usize,
+    /// Most bits of cached keys and values; 32: as many as a server likes.
+    pub kv_bits: usize,
     /// Gate function.
     pub activation: &'static str,
     /// Token ids.
@@ -100,7 +104,7 @@ pub struct Total {
 pub struct Memory {
     /// Weights as the worker holds them: ternary ones in 2 bits, others as stored.
     pub weights: u64,
-    /// Keys and values by bits per number.
+    /// Keys and values by bits per number, up to those that the model was made for.
     pub kv: Vec<KvMemory>,
 }
 
@@ -133,7 +137,7 @@ pub struct TensorFact {
     pub weights: u64,
     /// Bytes as stored, with its scale.
     pub bytes: u64,
-    /// Scale of a packed matrix, as stored.
+    /// Scale of a packed matrix, as stored; none where each row has a factor of its own.
     pub scale: Option<f32>,
     /// Share of weights that are exactly 0.
     pub zeros: f64,
@@ -185,7 +189,9 @@ fn safetensors_facts(dir: &Path, config: &ModelConfig) -> Result<Vec<TensorFact>
         .iter()
         .filter_map(|(name, tensor)| {
             let module = name.strip_suffix(".weight_scale")?;
-            Some((module, (first_number(tensor), tensor.bytes().len() as u64)))
+            // Factors per row are many numbers, not one.
+            let whole = tensor.stored().1.iter().product::<usize>() == 1;
+            Some((module, (whole.then(|| first_number(tensor)).flatten(), tensor.bytes().len() as u64)))
         })
         .collect();
     let all = tensors.iter().filter(|(name, _)| !name.ends_with(".weight_scale")).map(|(name, tensor)| {
@@ -254,6 +260,8 @@ fn shape(config: &ModelConfig) -> Shape {
             LinearKind::Packed(ScaleRule::Divide) => "packed, scale divides",
             LinearKind::Online => "ternary when loaded",
         },
+        activation_bits: config.input_bits.bits(),
+        kv_bits: config.kv_bits.bits(),
         activation: match config.activation {
             Activation::Relu2 => "relu2",
             Activation::Silu => "silu",
@@ -283,14 +291,15 @@ fn memory(config: &ModelConfig, facts: &[TensorFact]) -> Memory {
         _ => fact.bytes,
     };
     let numbers = (config.layers * 2 * config.kv_heads * config.head_dim) as u64;
-    let kv = KV_BITS.map(|bits| KvMemory {
+    let served = KV_BITS.into_iter().filter(|bits| *bits as usize <= config.kv_bits.bits());
+    let kv = served.map(|bits| KvMemory {
         bits,
         bytes_per_token: numbers as f64 * f64::from(bits) / 8.0,
         full_context: (numbers * config.context as u64 * u64::from(bits)).div_ceil(8),
     });
     // A head that repeats a tied embedding is read and dropped.
     let weights = facts.iter().filter(|f| !(config.tied && f.name == "lm_head.weight")).map(held).sum();
-    Memory { weights, kv: kv.into() }
+    Memory { weights, kv: kv.collect() }
 }
 
 /// The first number of a tensor of floats.
@@ -318,9 +327,10 @@ fn fact(config: &ModelConfig, name: &str, tensor: &StoredTensor<'_>, scale: Opti
         (Dtype::U8, [packed, columns], Some(rows))
             if layer == Some(&LayerPrecision::Int4) && rows.div_ceil(2) == *packed =>
         {
-            // A last plane that is short is not told apart from weights: its codes count as they are.
-            let zeros = bytes.iter().map(|b| u64::from(b & 15 == 8) + u64::from(b >> 4 == 8)).sum();
-            ("int4", vec![rows, *columns], zeros, 0)
+            // With an odd number of rows, the upper half of the last one is nobody's.
+            let upper = &bytes[..(rows / 2 * columns).min(bytes.len())];
+            let zeros = bytes.iter().filter(|b| **b & 15 == 8).count() + upper.iter().filter(|b| **b >> 4 == 8).count();
+            ("int4", vec![rows, *columns], zeros as u64, 0)
         }
         (Dtype::I8, ..) => ("int8", stored.to_vec(), bytes.iter().map(|b| u64::from(*b == 0)).sum(), 0),
         (Dtype::U8, [packed, columns], Some(rows)) if rows.div_ceil(4) == *packed => {

@@ -1,8 +1,9 @@
 //! The BitNet graph, for training: the same arithmetic as serving, in candle's autograd.
 
-use super::ops::{Attention, Linear, QuantiseActivations, RmsNorm, Rope, RopeTable, SquaredGate};
+use super::ops::{Attention, Linear, QuantiseActivations, QuantiseCache, RmsNorm, Rope, RopeTable, SquaredGate};
 use super::recipe::ModelShape;
-use super::weights::{Precision, Slot, Weights};
+use super::weights::{Rounding, Slot, Weights};
+use crate::model::{ActivationBits, KvBits, LayerPrecision};
 use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
 
@@ -11,8 +12,9 @@ use std::sync::Arc;
 pub struct Network {
     shape: ModelShape,
     rms_eps: f32,
-    /// Of each tensor: it meets int8 activations.
+    /// Of each tensor: it meets quantised activations.
     quantised: Arc<[bool]>,
+    rounding: Rounding,
     tensors: Vec<Tensor>,
     rope: Arc<RopeTable>,
 }
@@ -31,8 +33,8 @@ impl Network {
     fn over(weights: &Weights, tensors: Vec<Tensor>) -> Self {
         let shape = weights.shape;
         let rope = Arc::new(RopeTable::new(shape.context, shape.head_dim, weights.rope_theta));
-        let quantised = weights.all.iter().map(|p| p.precision != Precision::Full).collect();
-        Self { shape, rms_eps: weights.rms_eps, quantised, tensors, rope }
+        let quantised = weights.all.iter().map(|p| p.precision != LayerPrecision::Full).collect();
+        Self { shape, rms_eps: weights.rms_eps, quantised, rounding: weights.rounding, tensors, rope }
     }
 
     /// Logits `[ids, vocabulary]` of sequences of `sequence` tokens (at most the context), one after the other.
@@ -67,16 +69,19 @@ impl Network {
             let attention =
                 Attention { sequence, heads: shape.heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim };
 
-            let h = self.quantise(norm(&x, Slot::InputNorm)?, Slot::Query.index(layer))?;
+            let inputs = self.rounding.activation_bits;
+            let h = self.quantise(norm(&x, Slot::InputNorm)?, Slot::Query.index(layer), inputs)?;
             let q = linear(&h, Slot::Query)?.apply_op1(rope())?;
-            let k = linear(&h, Slot::Key)?.apply_op1(rope())?;
-            let o = q.apply_op3(&k, &linear(&h, Slot::Value)?, attention)?;
-            let o = self.quantise(norm(&o, Slot::AttentionNorm)?, Slot::Output.index(layer))?;
+            let k = self.cached(linear(&h, Slot::Key)?.apply_op1(rope())?)?;
+            let v = self.cached(linear(&h, Slot::Value)?)?;
+            let o = q.apply_op3(&k, &v, attention)?;
+            let eight = ActivationBits::Eight;
+            let o = self.quantise(norm(&o, Slot::AttentionNorm)?, Slot::Output.index(layer), eight)?;
             x = (x + linear(&o, Slot::Output)?)?;
 
-            let h = self.quantise(norm(&x, Slot::PostNorm)?, Slot::Gate.index(layer))?;
+            let h = self.quantise(norm(&x, Slot::PostNorm)?, Slot::Gate.index(layer), inputs)?;
             let m = linear(&h, Slot::Gate)?.apply_op2(&linear(&h, Slot::Up)?, SquaredGate)?;
-            let m = self.quantise(norm(&m, Slot::FeedForwardNorm)?, Slot::Down.index(layer))?;
+            let m = self.quantise(norm(&m, Slot::FeedForwardNorm)?, Slot::Down.index(layer), eight)?;
             x = (x + linear(&m, Slot::Down)?)?;
             if let Some(states) = &mut states {
                 states.push(x.clone());
@@ -87,7 +92,18 @@ impl Network {
     }
 
     /// Activations as the tensor of this index meets them; tensors that share an input are of one kind.
-    fn quantise(&self, x: Tensor, reader: usize) -> Result<Tensor> {
-        if self.quantised[reader] { x.apply_op1(QuantiseActivations) } else { Ok(x) }
+    fn quantise(&self, x: Tensor, reader: usize, bits: ActivationBits) -> Result<Tensor> {
+        if self.quantised[reader] { x.apply_op1(QuantiseActivations(bits)) } else { Ok(x) }
+    }
+
+    /// Keys or values as attention finds them in the cache.
+    fn cached(&self, x: Tensor) -> Result<Tensor> {
+        match self.rounding.kv_bits {
+            KvBits::ThirtyTwo => Ok(x),
+            bits => x.apply_op1(QuantiseCache { bits, head_dim: self.shape.head_dim }),
+        }
     }
 }
+
+#[cfg(test)]
+mod gradients;

@@ -8,6 +8,7 @@ use super::ops::read;
 use super::recipe::{ModelShape, RMS_EPS, ROPE_THETA};
 use super::ternary;
 use crate::engine::random::Random;
+use crate::model::{ActivationBits, KvBits, LayerPrecision};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -102,53 +103,38 @@ pub enum Role {
     Projection,
 }
 
-/// How live weights come from masters; with any but `Full`, the activations that they meet are int8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Live = master.
-    Full,
-    /// 255 values per tensor: a step on the way to fewer.
-    Int8,
-    /// 15 values per tensor, likewise.
-    Int4,
-    /// -1, 0, 1 times the mean of |w|.
-    Ternary,
-    /// -1, 1 times the mean of |w|.
-    Binary,
+/// Live weights `[rows, columns]` of a master; of every layer that is not full, exactly what its stored form means.
+fn live(precision: LayerPrecision, master: &[f32], columns: usize) -> Vec<f32> {
+    let grid = |most: f32| {
+        let row = |row: &[f32]| {
+            let step = integer_step(row, most);
+            row.iter().map(|w| (w / step).round_ties_even() * step).collect::<Vec<f32>>()
+        };
+        master.chunks(columns.max(1)).flat_map(row).collect()
+    };
+    match precision {
+        LayerPrecision::Full => master.to_vec(),
+        LayerPrecision::Int8 => grid(INT8),
+        LayerPrecision::Int4 => grid(INT4),
+        LayerPrecision::Ternary => {
+            let ternary = ternary::Ternary::of(master);
+            ternary.weights.iter().map(|&w| f32::from(w) * ternary.scale).collect()
+        }
+        LayerPrecision::Binary => {
+            let scale = ternary::Ternary::of(master).scale;
+            master.iter().map(|w| if *w >= 0.0 { scale } else { -scale }).collect()
+        }
+    }
 }
 
-impl Precision {
-    /// Name in logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-            Self::Ternary => "ternary",
-            Self::Binary => "binary",
-        }
-    }
+/// Largest code of the symmetric grid of 8 bits.
+pub(super) const INT8: f32 = 127.0;
+/// Largest code of the symmetric grid of 4 bits.
+pub(super) const INT4: f32 = 7.0;
 
-    fn live(self, master: &[f32]) -> Vec<f32> {
-        let grid = |most: f32| {
-            let step = master.iter().fold(1e-12f32, |top, w| top.max(w.abs())) / most;
-            master.iter().map(|w| (w / step).round_ties_even() * step).collect()
-        };
-        match self {
-            Self::Full => master.to_vec(),
-            Self::Int8 => grid(127.0),
-            Self::Int4 => grid(7.0),
-            Self::Ternary => {
-                let ternary = ternary::Ternary::of(master);
-                ternary.weights.iter().map(|&w| f32::from(w) * ternary.scale).collect()
-            }
-            Self::Binary => {
-                let scale = ternary::Ternary::of(master).scale;
-                master.iter().map(|w| if *w >= 0.0 { scale } else { -scale }).collect()
-            }
-        }
-    }
+/// Factor of a row's integer codes of which the largest is `most`.
+pub(super) fn integer_step(row: &[f32], most: f32) -> f32 {
+    row.iter().fold(1e-12f32, |top, w| top.max(w.abs())) / most
 }
 
 /// One tensor of a model in training.
@@ -160,12 +146,28 @@ pub struct Parameter {
     /// What it is for.
     pub role: Role,
     /// How the live value comes from the master; of embedding and norms always `Full`.
-    pub precision: Precision,
+    pub precision: LayerPrecision,
     /// Full-precision value.
     pub master: Vec<f32>,
     first: Vec<f32>,
     second: Vec<f32>,
     live: Var,
+}
+
+/// How a model rounds what is no weight: fields of its config.json.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rounding {
+    /// Of what q, k, v and gate, up read, where these are quantised; the other two read 8 bits.
+    pub activation_bits: ActivationBits,
+    /// Of keys and values.
+    pub kv_bits: KvBits,
+}
+
+impl Rounding {
+    /// Phase 4: 4-bit activations into attention and feed-forward part, keys and values of 3 bits (BitNet a4.8,
+    /// arXiv 2411.04965).
+    pub const PHASE_4: Self = Self { activation_bits: ActivationBits::Four, kv_bits: KvBits::Three };
 }
 
 /// All parameters of a model: the embedding, eleven per layer ([`Slot`]), the final norm.
@@ -176,6 +178,8 @@ pub struct Weights {
     pub rope_theta: f32,
     /// Added to the mean square in every norm.
     pub rms_eps: f32,
+    /// How activations, keys and values are rounded beside the weights.
+    pub rounding: Rounding,
     /// The tensors, in the order of the type's description.
     pub all: Vec<Parameter>,
     updates: i32,
@@ -208,14 +212,14 @@ impl Weights {
             Parameter::new(name, dims, role, master)
         });
         let all = all.collect::<Result<_>>()?;
-        Ok(Self { shape, rope_theta: ROPE_THETA, rms_eps: RMS_EPS, all, updates: 0 })
+        Ok(Self { shape, rope_theta: ROPE_THETA, rms_eps: RMS_EPS, rounding: Rounding::default(), all, updates: 0 })
     }
 
     /// A student: this model's weights, projections ternary from the first step.
     pub fn student(&self) -> Result<Self> {
         let masters = self.all.iter().map(|p| p.master.clone()).collect();
         let mut student = Self::of(self.shape, self.rope_theta, self.rms_eps, masters)?;
-        student.quantise(|_| Precision::Ternary)?;
+        student.quantise(|_| LayerPrecision::Ternary)?;
         Ok(student)
     }
 
@@ -223,11 +227,12 @@ impl Weights {
     pub fn of(shape: ModelShape, rope_theta: f32, rms_eps: f32, masters: Vec<Vec<f32>>) -> Result<Self> {
         let parameters = layout(&shape).into_iter().zip(masters);
         let all = parameters.map(|((name, dims, role), master)| Parameter::new(name, dims, role, master));
-        Ok(Self { shape, rope_theta, rms_eps, all: all.collect::<Result<_>>()?, updates: 0 })
+        let rounding = Rounding::default();
+        Ok(Self { shape, rope_theta, rms_eps, rounding, all: all.collect::<Result<_>>()?, updates: 0 })
     }
 
     /// Sets the precision of every projection, by full name, and makes the live weights anew.
-    pub fn quantise(&mut self, of: impl Fn(&str) -> Precision) -> Result<()> {
+    pub fn quantise(&mut self, of: impl Fn(&str) -> LayerPrecision) -> Result<()> {
         for p in self.all.iter_mut().filter(|p| p.role == Role::Projection) {
             p.precision = of(&p.name);
         }
@@ -235,18 +240,18 @@ impl Weights {
     }
 
     /// Highest degree of quantisation of a projection: what a checkpoint of one kind is stored in.
-    pub fn precision(&self) -> Precision {
-        self.all.iter().map(|p| p.precision).find(|p| *p != Precision::Full).unwrap_or(Precision::Full)
+    pub fn precision(&self) -> LayerPrecision {
+        self.all.iter().map(|p| p.precision).find(|p| *p != LayerPrecision::Full).unwrap_or(LayerPrecision::Full)
     }
 
     /// Live weights of quantised projections from masters with Gaussian noise of `spread` times the mean of |w|, from the
     /// seed alone; for one step of training.
     pub fn disturb(&self, spread: f32, seed: u64) -> Result<()> {
-        for (index, p) in self.all.iter().enumerate().filter(|(_, p)| p.precision != Precision::Full) {
+        for (index, p) in self.all.iter().enumerate().filter(|(_, p)| p.precision != LayerPrecision::Full) {
             let mut random = Random::from_seed(seed ^ (index as u64) << 40);
             let scale = spread * ternary::Ternary::of(&p.master).scale;
             let noisy: Vec<f32> = p.master.iter().map(|w| w + scale * normal(&mut random)).collect();
-            p.live.set(&Tensor::from_vec(p.precision.live(&noisy), p.dims.clone(), &Device::Cpu)?)?;
+            p.live.set(&Tensor::from_vec(p.live_of(&noisy), p.dims.clone(), &Device::Cpu)?)?;
         }
         Ok(())
     }
@@ -285,11 +290,11 @@ impl Weights {
         self.all.iter().map(|p| p.master.len()).sum()
     }
 
-    /// Rounds everything that a checkpoint stores as f16 to f16 (a student's projections are stored exactly), so that
+    /// Rounds everything that a checkpoint stores as f16 to f16 (a student's projections are stored as codes), so that
     /// the live network is the one that will be served.
     pub fn round_to_stored(&mut self) -> Result<()> {
         for p in &mut self.all {
-            if p.precision == Precision::Full {
+            if p.precision == LayerPrecision::Full {
                 p.master.iter_mut().for_each(|w| *w = half::f16::from_f32(*w).to_f32());
             }
         }
@@ -360,13 +365,18 @@ impl Parameter {
     fn new(name: String, dims: Vec<usize>, role: Role, master: Vec<f32>) -> Result<Self> {
         let n = master.len();
         let live = Var::from_vec(master.clone(), dims.clone(), &Device::Cpu)?;
-        let precision = Precision::Full;
+        let precision = LayerPrecision::Full;
         Ok(Self { name, dims, role, precision, master, first: vec![0.0; n], second: vec![0.0; n], live })
+    }
+
+    /// What the network sees of these masters.
+    fn live_of(&self, master: &[f32]) -> Vec<f32> {
+        live(self.precision, master, self.dims.last().copied().unwrap_or(1))
     }
 
     /// Live weights from the master.
     fn refresh(&self) -> Result<()> {
-        self.live.set(&Tensor::from_vec(self.precision.live(&self.master), self.dims.clone(), &Device::Cpu)?)
+        self.live.set(&Tensor::from_vec(self.live_of(&self.master), self.dims.clone(), &Device::Cpu)?)
     }
 
     /// Sum of the shares' gradients, in order.

@@ -32,10 +32,11 @@ pub(crate) struct Args {
     /// Go on from the checkpoint, exactly as if there had been no break.
     #[arg(long, requires = "teacher")]
     resume: bool,
-    /// 1: feed-forward part; 2: and q, k, v; 3: all linear layers [default: 3].
+    /// 1: feed-forward part; 2: and q, k, v; 3: all linear layers; 4: and 4-bit activations and a 3-bit cache
+    /// [default: 3].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4), requires = "teacher")]
     phase: Option<u8>,
-    /// Last precision of the layers that a pattern fits: full, ternary, binary. Repeatable.
+    /// Last precision of the layers that a pattern fits: full, int8, int4, ternary, binary. Repeatable.
     #[arg(long, value_name = "PATTERN=PRECISION", requires = "teacher")]
     precision: Vec<PrecisionRule>,
     /// Optimiser steps.
@@ -80,12 +81,12 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0.0)]
     noise: f32,
     /// Steps at which 8 bits, 4 bits and the last precision begin [default: the last one from the start].
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', num_args = 3)]
-    progressive: Vec<usize>,
+    #[arg(long, value_name = "A,B,C")]
+    progressive: Option<Three>,
     /// The same by epochs, from 0 [without a value: 11,21,31].
     #[arg(long, value_name = "A,B,C", num_args = 0..=1, require_equals = true, default_missing_value = "11,21,31",
           conflicts_with = "progressive", requires = "teacher")]
-    progressive_epochs: Option<Epochs>,
+    progressive_epochs: Option<Three>,
     /// Steps between validations, each with a checkpoint.
     #[arg(long, default_value_t = 50)]
     validate: usize,
@@ -97,17 +98,17 @@ pub(crate) struct Args {
     until: Option<PathBuf>,
 }
 
-/// Three epochs.
+/// Three steps or epochs.
 #[derive(Clone, Copy, Debug)]
-struct Epochs([usize; 3]);
+struct Three([usize; 3]);
 
-impl std::str::FromStr for Epochs {
+impl std::str::FromStr for Three {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let numbers: Option<Vec<usize>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
         let three = numbers.and_then(|numbers| numbers.try_into().ok()).map(Self);
-        three.ok_or_else(|| "write three epochs, for example 11,21,31".to_owned())
+        three.ok_or_else(|| "write three numbers, for example 11,21,31".to_owned())
     }
 }
 
@@ -123,9 +124,7 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
         None | Some(3) => None,
         Some(1) => Some(Phase::FeedForward),
         Some(2) => Some(Phase::Attention),
-        Some(_) => anyhow::bail!(
-            "--phase 4 asks for 4-bit activations and a 3-bit cache: the worker serves such a model (activation_bits, --kv-bits 3), but no verb makes one yet; use --phase 3"
-        ),
+        Some(_) => Some(Phase::FourBits),
     };
     let source = if args.data.is_empty() {
         DataSource::BuiltIn { bytes: args.generate.saturating_mul(1000), seed }
@@ -138,8 +137,8 @@ pub(super) fn run(args: Args, out: PathBuf, seed: u64, threads: usize) -> anyhow
     let per_epoch = text.steps_per_epoch(args.batch.saturating_mul(args.accumulate).saturating_mul(args.sequence));
     let steps = args.epochs.map_or(args.steps, |epochs| epochs.saturating_mul(per_epoch));
     let stages = match args.progressive_epochs {
-        Some(Epochs(epochs)) => epochs.map(|epoch| epoch.saturating_mul(per_epoch)),
-        None => <[usize; 3]>::try_from(args.progressive).unwrap_or([0; 3]),
+        Some(Three(epochs)) => epochs.map(|epoch| epoch.saturating_mul(per_epoch)),
+        None => args.progressive.map_or([0; 3], |Three(steps)| steps),
     };
     anyhow::ensure!(
         args.progressive_epochs.is_none() || stages[2] < steps,

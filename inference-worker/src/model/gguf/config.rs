@@ -1,7 +1,7 @@
 //! What the model is, by the metadata of its file.
 
 use super::reader::{Gguf, Kind, Value};
-use crate::model::{Activation, ActivationBits, LinearKind, LoadError, ModelConfig, ScaleRule};
+use crate::model::{Activation, ActivationBits, KvBits, LinearKind, LoadError, ModelConfig, ScaleRule};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -98,6 +98,7 @@ pub(super) fn of(file: &Gguf) -> Result<ModelConfig, LoadError> {
         linear: if packed { LinearKind::Packed(ScaleRule::Multiply) } else { LinearKind::Dense },
         precisions: BTreeMap::new(),
         input_bits: ActivationBits::Eight,
+        kv_bits: KvBits::ThirtyTwo,
     })
 }
 

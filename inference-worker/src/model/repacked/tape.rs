@@ -82,7 +82,7 @@ pub(super) fn read(
     let head = Head { own: own.map(Arc::new), screen };
     Ok(Model {
         cpu,
-        kv_bits: options.kv_bits,
+        kv_bits: options.kv_bits.min(config.kv_bits),
         embedding,
         layers,
         norm,

@@ -5,7 +5,7 @@
 //! k that are rotated together beside each other.
 
 use super::matrix::{Coded, Row};
-use super::tensors::{Content, Room, ones, rounded};
+use super::tensors::{Content, ones};
 use crate::model::{Activation, ModelConfig};
 use crate::workshop::error::WorkshopError;
 use crate::workshop::shards::WriteElements;
@@ -123,16 +123,9 @@ fn tensor(name: String, content: Content<'_>, turned: Option<usize>) -> Result<T
             write: Box::new(move |out| out.write_all(&ones(width))),
         }),
         Content::Coded(matrix) => coded(name, matrix, turned),
-        Content::Rounded(matrix, precision) => {
-            let kind = float(&name, matrix.dtype)?;
-            let write = move |out: &mut dyn Write| -> io::Result<()> {
-                let mut room = Room::default();
-                (0..matrix.rows)
-                    .try_for_each(|row| out.write_all(rounded(&matrix, place(row, turned), precision, &mut room)))
-            };
-            let shape = vec![matrix.rows, matrix.columns];
-            Ok(Tensor { name, kind, shape, bytes: matrix.bytes.len(), write: Box::new(write) })
-        }
+        Content::Integers(_) => Err(WorkshopError::Refused(format!(
+            "--format gguf: {name} is to be int8 or int4, but the file holds I2_S and floats: choose full, ternary or binary, or --format safetensors"
+        ))),
         Content::Stored { dtype, shape, bytes } => {
             let kind = float(&name, dtype)?;
             if shape.len() == 1 {

@@ -3,6 +3,7 @@
 use crate::model::{ModelConfig, ScaleRule, StoredTensor};
 use crate::workshop::error::WorkshopError;
 use crate::workshop::inspect::rows_of;
+use crate::workshop::weights::{INT4, INT8, integer_step};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -64,7 +65,54 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A matrix as 2-bit codes (weight plus one), and its scale in both directions.
+/// A matrix of integers with a factor per row.
+#[derive(Clone, Copy)]
+pub(super) struct Integers<'a> {
+    pub(super) matrix: Matrix<'a>,
+    pub(super) width: IntegerWidth,
+}
+
+/// Bits of a weight of [`Integers`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum IntegerWidth {
+    /// From -7 to 7.
+    Four,
+    /// From -127 to 127.
+    Eight,
+}
+
+impl IntegerWidth {
+    fn most(self) -> f32 {
+        match self {
+            Self::Four => INT4,
+            Self::Eight => INT8,
+        }
+    }
+}
+
+impl<'a> Integers<'a> {
+    pub(super) fn of(matrix: Matrix<'a>, width: IntegerWidth, name: &str) -> Result<Self, WorkshopError> {
+        matrix.mean(name)?;
+        Ok(Self { matrix, width })
+    }
+
+    /// What the weights of a row are multiplied with.
+    pub(super) fn factor(&self, row: usize, room: &mut Row) -> f32 {
+        self.matrix.read(row, &mut room.floats);
+        integer_step(&room.floats, self.width.most())
+    }
+
+    /// Weights of one row, as in training ([`crate::workshop::weights`]).
+    pub(super) fn weights<'r>(&self, row: usize, room: &'r mut Row) -> &'r [i8] {
+        let step = self.factor(row, room);
+        let Row { floats, integers, .. } = room;
+        integers.clear();
+        integers.extend(floats.iter().map(|w| (w / step).round_ties_even() as i8));
+        integers
+    }
+}
+
+/// A matrix of ternary or binary codes (weight plus one), and its scale in both directions.
 #[derive(Clone, Copy)]
 pub(super) struct Coded<'a> {
     pub(super) rows: usize,
@@ -82,8 +130,10 @@ enum From<'a> {
     Ternary(Matrix<'a>),
     /// Floats that become -1, 1.
     Binary(Matrix<'a>),
-    /// Codes as a packed checkpoint stores them: four planes of `ceil(rows / 4)` rows, lowest bits first.
-    Packed(&'a [u8]),
+    /// Ternary codes as a packed checkpoint stores them: four planes of `ceil(rows / 4)` rows, lowest bits first.
+    PackedTernary(&'a [u8]),
+    /// Binary ones: eight planes of `ceil(rows / 8)` rows, lowest bits first.
+    PackedBinary(&'a [u8]),
 }
 
 impl<'a> Coded<'a> {
@@ -99,6 +149,7 @@ impl<'a> Coded<'a> {
         config: &ModelConfig,
         name: &str,
         tensor: &StoredTensor<'a>,
+        binary: bool,
         scale: Option<f32>,
         rule: ScaleRule,
     ) -> Result<Self, WorkshopError> {
@@ -107,38 +158,35 @@ impl<'a> Coded<'a> {
         let (Dtype::U8, [plane, columns]) = (dtype, shape) else {
             return Err(refuse(name, &format!("must be packed codes (U8) but is {dtype:?} {shape:?}")));
         };
-        if *plane != rows.div_ceil(4) || *columns == 0 {
-            return Err(refuse(name, &format!("must have {} packed rows but has {plane}", rows.div_ceil(4))));
+        let planes = if binary { 8 } else { 4 };
+        if *plane != rows.div_ceil(planes) || *columns == 0 {
+            return Err(refuse(name, &format!("must have {} packed rows but has {plane}", rows.div_ceil(planes))));
         }
         let Some(scale) = scale.filter(|scale| scale.is_finite() && *scale > 0.0) else {
             return Err(refuse(name, "has no finite weight_scale above 0"));
         };
-        if tensor.bytes().iter().any(|byte| byte & (byte >> 1) & 0x55 != 0) {
+        if !binary && tensor.bytes().iter().any(|byte| byte & (byte >> 1) & 0x55 != 0) {
             return Err(refuse(name, "has the code 3, which no weight has"));
         }
         let (factor, divisor) = match rule {
             ScaleRule::Multiply => (scale, 1.0 / scale),
             ScaleRule::Divide => (1.0 / scale, scale),
         };
-        Ok(Self { rows, columns: *columns, factor, divisor, from: From::Packed(tensor.bytes()) })
+        let bytes = tensor.bytes();
+        let from = if binary { From::PackedBinary(bytes) } else { From::PackedTernary(bytes) };
+        Ok(Self { rows, columns: *columns, factor, divisor, from })
     }
 
-    /// Whether no weight is 0.
+    /// Whether weights are -1 and 1 alone by their kind.
     pub(super) fn is_binary(&self) -> bool {
-        match self.from {
-            From::Ternary(_) => false,
-            From::Binary(_) => true,
-            From::Packed(_) => {
-                let mut row = Row::default();
-                (0..self.rows).all(|index| self.codes(index, &mut row).iter().all(|code| *code != 1))
-            }
-        }
+        matches!(self.from, From::Binary(_) | From::PackedBinary(_))
     }
 
     /// Codes of one row.
     pub(super) fn codes<'r>(&self, row: usize, room: &'r mut Row) -> &'r [u8] {
-        let Row { floats, codes } = room;
+        let Row { floats, codes, .. } = room;
         codes.clear();
+        let line = |bytes: &'a [u8], plane: usize| &bytes[row % plane * self.columns..][..self.columns];
         match self.from {
             // Rounding half to even within -1..=1: exactly one half becomes 0.
             From::Ternary(matrix) => {
@@ -150,11 +198,13 @@ impl<'a> Coded<'a> {
                 matrix.read(row, floats);
                 codes.extend(floats.iter().map(|w| 2 * u8::from(*w >= 0.0)));
             }
-            From::Packed(bytes) => {
+            From::PackedTernary(bytes) => {
                 let plane = self.rows.div_ceil(4);
-                let (field, row) = (row / plane, row % plane);
-                let bytes = &bytes[row * self.columns..(row + 1) * self.columns];
-                codes.extend(bytes.iter().map(|byte| (byte >> (2 * field)) & 3));
+                codes.extend(line(bytes, plane).iter().map(|byte| (byte >> (2 * (row / plane))) & 3));
+            }
+            From::PackedBinary(bytes) => {
+                let plane = self.rows.div_ceil(8);
+                codes.extend(line(bytes, plane).iter().map(|byte| 2 * ((byte >> (row / plane)) & 1)));
             }
         }
         codes
@@ -166,6 +216,7 @@ impl<'a> Coded<'a> {
 pub(super) struct Row {
     floats: Vec<f32>,
     codes: Vec<u8>,
+    integers: Vec<i8>,
 }
 
 fn refuse(name: &str, problem: &str) -> WorkshopError {

@@ -12,12 +12,13 @@ use super::export::write_json;
 use super::inspect::first_number;
 use super::shards::write_model_files;
 use super::staging::Staging;
-use crate::kernels::ActivationBits;
+use super::weights::Rounding;
+use crate::kernels::{ActivationBits, Codes, KvBits};
 use crate::model::{
     Activation, LayerPrecision, LinearKind, ModelConfig, SHARED_INPUTS, ScaleRule, Shards, StoredTensor,
 };
-use matrix::{Coded, Matrix};
-use serde_json::{Value, json};
+use matrix::{Coded, IntegerWidth, Integers, Matrix};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,7 +54,7 @@ pub enum Storage {
 }
 
 /// How far a model has come on its way to BitNet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// The feed-forward part is ternary.
     FeedForward,
@@ -62,42 +63,8 @@ pub enum Phase {
     /// And all of attention, in the BitNet class: norms before the output and the down projection (SubLN). Where the
     /// class has none they come in with weight 1, which changes the function: such a model is to be distilled.
     SubNorms,
-}
-
-/// Precision of the weights of a linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightPrecision {
-    /// As in the input.
-    Full,
-    /// Rounded to 255 values per row, stored in the input's type: shows the cost, saves no bytes, is served in float.
-    Int8,
-    /// Rounded to 15 values per row, likewise.
-    Int4,
-    /// -1, 0, 1 times the mean of |w|, packed in 2 bits; activations are served in int8.
-    Ternary,
-    /// -1, 1 times the mean of |w|, packed in the same 2 bits.
-    Binary,
-}
-
-impl WeightPrecision {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Full, Self::Int8, Self::Int4, Self::Ternary, Self::Binary];
-
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-            Self::Ternary => "ternary",
-            Self::Binary => "binary",
-        }
-    }
-
-    /// Stored as 2-bit codes.
-    fn packed(self) -> bool {
-        matches!(self, Self::Ternary | Self::Binary)
-    }
+    /// And 4-bit activations into attention and feed-forward part, and keys and values of 3 bits: [`Rounding::PHASE_4`].
+    FourBits,
 }
 
 /// `PATTERN=PRECISION`.
@@ -107,17 +74,17 @@ pub struct PrecisionRule {
     /// `self_attn.q_proj`).
     pub pattern: String,
     /// What fits gets it.
-    pub precision: WeightPrecision,
+    pub precision: LayerPrecision,
 }
 
 impl std::str::FromStr for PrecisionRule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let names = WeightPrecision::ALL.map(WeightPrecision::name).join(", ");
+        let names = LayerPrecision::ALL.map(LayerPrecision::name).join(", ");
         let usage = || format!("write PATTERN=PRECISION, for example mlp=binary; precisions are {names}");
         let (pattern, name) = text.split_once('=').ok_or_else(usage)?;
-        let precision = WeightPrecision::ALL.into_iter().find(|p| p.name() == name).ok_or_else(usage)?;
+        let precision = LayerPrecision::ALL.into_iter().find(|p| p.name() == name).ok_or_else(usage)?;
         if pattern.is_empty() {
             return Err(usage());
         }
@@ -153,33 +120,34 @@ pub struct Converted {
 pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
     let load = || WorkshopError::load(&order.model);
     let mut config = ModelConfig::load(&order.model).map_err(load())?;
-    if let Some((name, _)) = config
-        .precisions
-        .iter()
-        .find(|(_, precision)| !matches!(precision, LayerPrecision::Full | LayerPrecision::Ternary))
-    {
-        return Err(WorkshopError::Refused(format!(
-            "{} stores {name} in another packed form than ternary, which is not read here: convert the plain checkpoint that it came from",
-            order.model.display()
-        )));
-    }
     if matches!(config.linear, LinearKind::Packed(_)) && (order.phase.is_some() || !order.rules.is_empty()) {
         return Err(WorkshopError::Refused(format!(
             "{} is packed already: convert the plain checkpoint that it came from, or leave --phase and --precision out to store it in another form",
             order.model.display()
         )));
     }
-    let narrow = config.input_bits != ActivationBits::default();
-    if narrow && order.storage == Storage::Gguf {
+    let rounding = rounding(order.phase, &config);
+    if rounding != Rounding::default() && order.storage == Storage::Gguf {
         return Err(WorkshopError::Refused(format!(
-            "--format gguf: {} quantises activations to 4 bits, which GGUF has no field for: use --format safetensors",
-            order.model.display()
+            "--format gguf: what is made of {} has activations of {} bits and keys and values of {}, which GGUF has no fields for: use --format safetensors",
+            order.model.display(),
+            rounding.activation_bits.bits(),
+            rounding.kv_bits
         )));
     }
     if order.out.exists() {
         return Err(WorkshopError::Refused(format!("{} exists: choose another --out", order.out.display())));
     }
     let plan = plan(order, &config)?;
+    let integers = |precision: &LayerPrecision| matches!(precision, LayerPrecision::Int8 | LayerPrecision::Int4);
+    if order.storage == Storage::Gguf
+        && let Some((module, precision)) = plan.iter().find(|(_, precision)| integers(precision))
+    {
+        return Err(WorkshopError::Refused(format!(
+            "--format gguf: {module} is to be {}, but the file holds I2_S (ternary, binary) and floats: choose one of these, or --format safetensors",
+            precision.name()
+        )));
+    }
     let shards = Shards::open(&order.model).map_err(load())?;
     let tensors = shards.tensors().map_err(load())?;
     let mut layers: BTreeMap<&'static str, usize> = BTreeMap::new();
@@ -191,8 +159,9 @@ pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
         .collect();
     for (name, tensor) in tensors.iter() {
         before += tensor.bytes().len() as u64;
-        if let Some(module) = name.strip_suffix(".weight_scale")
-            && plan.contains_key(module)
+        // Made anew with their matrices, but for those of integers that are stored already.
+        if let Some(precision) = name.strip_suffix(".weight_scale").and_then(|module| plan.get(module))
+            && !integers(precision)
         {
             continue;
         }
@@ -202,12 +171,11 @@ pub fn convert(order: &Order) -> Result<Converted, WorkshopError> {
             continue;
         };
         let scale = scales.get(module.as_str()).copied().flatten();
-        let content = content(&config, name, tensor, *precision, scale)?;
-        *layers.entry(name_of(&content)).or_default() += 1;
-        contents.push((name.to_owned(), content));
+        *layers.entry(precision.name()).or_default() += 1;
+        contents.push((name.to_owned(), content(&config, name, tensor, *precision, scale)?));
     }
     let mut new_norms = 0;
-    if order.phase == Some(Phase::SubNorms) && !config.sub_norms {
+    if order.phase >= Some(Phase::SubNorms) && !config.sub_norms {
         let norms = tensors::sub_norms(&config);
         new_norms = norms.len();
         contents.extend(norms.into_iter().map(|(name, width)| (name, Content::Ones(width))));
@@ -247,46 +215,52 @@ fn content<'a>(
     config: &ModelConfig,
     name: &str,
     tensor: &StoredTensor<'a>,
-    precision: WeightPrecision,
+    precision: LayerPrecision,
     scale: Option<f32>,
 ) -> Result<Content<'a>, WorkshopError> {
-    let floats = || Matrix::of(config, name, tensor);
-    Ok(match (precision, config.linear) {
-        (WeightPrecision::Full, _) => stored(tensor),
-        (WeightPrecision::Int8 | WeightPrecision::Int4, _) => {
-            let matrix = floats()?;
-            matrix.mean(name)?;
-            Content::Rounded(matrix, precision)
+    let floats = || {
+        let matrix = Matrix::of(config, name, tensor)?;
+        let most = Codes::MOST_COLUMNS;
+        if matrix.columns > most && !matches!(precision, LayerPrecision::Full | LayerPrecision::Ternary) {
+            return Err(WorkshopError::Refused(format!(
+                "{name} has {} columns, but a layer that is {} may have {most}: choose full or ternary with --precision",
+                matrix.columns,
+                precision.name()
+            )));
         }
-        (_, LinearKind::Packed(rule)) => Content::Coded(Coded::packed(config, name, tensor, scale, rule)?),
-        (precision, _) => Content::Coded(Coded::floats(floats()?, precision == WeightPrecision::Binary, name)?),
-    })
-}
-
-fn name_of(content: &Content<'_>) -> &'static str {
-    match content {
-        Content::Rounded(_, precision) => precision.name(),
-        Content::Coded(matrix) if matrix.is_binary() => WeightPrecision::Binary.name(),
-        Content::Coded(_) => WeightPrecision::Ternary.name(),
-        Content::Stored { .. } | Content::Ones(_) => WeightPrecision::Full.name(),
+        Ok(matrix)
+    };
+    let integers = |width| Ok(Content::Integers(Integers::of(floats()?, width, name)?));
+    let binary = precision == LayerPrecision::Binary;
+    match (precision, config.linear) {
+        (LayerPrecision::Full, _) | (LayerPrecision::Int8 | LayerPrecision::Int4, LinearKind::Packed(_)) => {
+            Ok(stored(tensor))
+        }
+        (LayerPrecision::Int8, _) => integers(IntegerWidth::Eight),
+        (LayerPrecision::Int4, _) => integers(IntegerWidth::Four),
+        (_, LinearKind::Packed(rule)) => Ok(Content::Coded(Coded::packed(config, name, tensor, binary, scale, rule)?)),
+        _ => Ok(Content::Coded(Coded::floats(floats()?, binary, name)?)),
     }
 }
 
 /// Precision of every linear layer, by full name.
-pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<String, WeightPrecision>, WorkshopError> {
+pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<String, LayerPrecision>, WorkshopError> {
     let by_phase = |module: &str| match order.phase {
         Some(Phase::FeedForward) => module.starts_with("mlp."),
         Some(Phase::Attention) => module != "self_attn.o_proj",
-        None | Some(Phase::SubNorms) => true,
+        None | Some(Phase::SubNorms | Phase::FourBits) => true,
     };
     let mut plan = BTreeMap::new();
     let mut fitted = vec![false; order.rules.len()];
     for layer in 0..config.layers {
         for module in SHARED_INPUTS.iter().copied().flatten() {
             let name = format!("model.layers.{layer}.{module}");
-            // Of a packed model, what is packed stays so.
-            let ternary = by_phase(module) && config.precisions.get(&name) != Some(&LayerPrecision::Full);
-            let mut precision = if ternary { WeightPrecision::Ternary } else { WeightPrecision::Full };
+            // What a model says of a layer stays so.
+            let mut precision = match config.precisions.get(&name) {
+                Some(own) => *own,
+                None if by_phase(module) => LayerPrecision::Ternary,
+                None => LayerPrecision::Full,
+            };
             for (rule, fitted) in order.rules.iter().zip(&mut fitted).filter(|(rule, _)| rule.fits(&name)) {
                 precision = rule.precision;
                 *fitted = true;
@@ -304,9 +278,10 @@ pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<Strin
     for layer in 0..config.layers {
         for group in SHARED_INPUTS {
             let of = |module: &&str| plan[&format!("model.layers.{layer}.{module}")];
-            if let Some(other) = group.iter().find(|module| of(module).packed() != of(&group[0]).packed()) {
+            let full = |module: &&str| of(module) == LayerPrecision::Full;
+            if let Some(other) = group.iter().find(|module| full(module) != full(&group[0])) {
                 return Err(WorkshopError::Refused(format!(
-                    "layer {layer}: {} is to be {} and {other} {}, but they share one input, which is either quantised (ternary, binary) or not: choose alike",
+                    "layer {layer}: {} is to be {} and {other} {}, but they share one input, which is either quantised or, for full layers, not: make all or none of them full",
                     group[0],
                     of(&group[0]).name(),
                     of(other).name()
@@ -315,6 +290,14 @@ pub(super) fn plan(order: &Order, config: &ModelConfig) -> Result<BTreeMap<Strin
         }
     }
     Ok(plan)
+}
+
+/// How activations, keys and values are rounded: by the phase, or as the model has it.
+pub(super) fn rounding(phase: Option<Phase>, config: &ModelConfig) -> Rounding {
+    match phase {
+        Some(Phase::FourBits) => Rounding::PHASE_4,
+        _ => Rounding { activation_bits: config.input_bits, kv_bits: config.kv_bits },
+    }
 }
 
 /// Tokenizer, template, generation settings, licence: everything but weights and config.json.
@@ -337,14 +320,14 @@ pub(super) fn copy_other_files(from: &Path, to: &Path) -> Result<(), WorkshopErr
 fn write_config(
     order: &Order,
     config: &ModelConfig,
-    plan: &BTreeMap<String, WeightPrecision>,
+    plan: &BTreeMap<String, LayerPrecision>,
     scale: ScaleRule,
     dir: &Path,
 ) -> Result<(), WorkshopError> {
     let path = order.model.join("config.json");
     let bytes = fs::read(&path).map_err(WorkshopError::file("read", &path))?;
     let mut value: Value = serde_json::from_slice(&bytes).map_err(WorkshopError::json(&path))?;
-    if order.phase == Some(Phase::SubNorms) && value["model_type"] == "llama" {
+    if order.phase >= Some(Phase::SubNorms) && value["model_type"] == "llama" {
         // What the old class left to its defaults is written out, because the new one has others.
         value["model_type"] = json!("bitnet");
         value["architectures"] = json!(["BitNetForCausalLM"]);
@@ -357,7 +340,13 @@ fn write_config(
         value["rope_theta"] = json!(shortest(config.rope_theta));
         value["tie_word_embeddings"] = json!(config.tied);
     }
-    let kept: Vec<&String> = plan.iter().filter(|(_, p)| !p.packed()).map(|(name, _)| name).collect();
+    let rounding = rounding(order.phase, config);
+    let kept: Vec<&String> = plan.iter().filter(|(_, p)| **p == LayerPrecision::Full).map(|(name, _)| name).collect();
+    let other: Map<String, Value> = plan
+        .iter()
+        .filter(|(_, p)| !matches!(p, LayerPrecision::Full | LayerPrecision::Ternary))
+        .map(|(name, p)| (name.clone(), json!(p.name())))
+        .collect();
     value["quantization_config"] = if kept.len() == plan.len() {
         json!({"quant_method": "none"})
     } else {
@@ -373,11 +362,17 @@ fn write_config(
             "quantization_mode": "offline",
             "modules_to_not_convert": names,
         });
-        if config.input_bits != ActivationBits::default() {
-            quantization["activation_bits"] = json!(4);
+        if !other.is_empty() {
+            quantization["precisions"] = Value::Object(other);
+        }
+        if rounding.activation_bits != ActivationBits::default() {
+            quantization["activation_bits"] = json!(rounding.activation_bits.bits());
         }
         quantization
     };
+    if rounding.kv_bits != KvBits::default() {
+        value["quantization_config"]["kv_bits"] = json!(rounding.kv_bits.bits());
+    }
     write_json(&dir.join("config.json"), &value)
 }
 
@@ -393,7 +388,7 @@ mod tests {
     #[test]
     fn a_pattern_fits_whole_parts_of_a_name() {
         let fits = |pattern: &str, module: &str| {
-            PrecisionRule { pattern: pattern.into(), precision: WeightPrecision::Full }.fits(module)
+            PrecisionRule { pattern: pattern.into(), precision: LayerPrecision::Full }.fits(module)
         };
         let name = "model.layers.3.self_attn.q_proj";
         for good in ["self_attn", "q_proj", "layers.3", "self_attn.q_proj", name] {
@@ -408,7 +403,7 @@ mod tests {
     #[test]
     fn a_rule_is_pattern_and_precision() {
         let rule: PrecisionRule = "mlp=binary".parse().unwrap();
-        assert_eq!((rule.pattern.as_str(), rule.precision), ("mlp", WeightPrecision::Binary));
+        assert_eq!((rule.pattern.as_str(), rule.precision), ("mlp", LayerPrecision::Binary));
         for bad in ["mlp", "=full", "mlp=int2", "mlp="] {
             assert!(bad.parse::<PrecisionRule>().unwrap_err().contains("full, int8, int4, ternary, binary"), "{bad}");
         }

@@ -1,10 +1,10 @@
 //! What goes over the wire. JSON, but for masters, which are safetensors of f32.
 
-use crate::model::{Text, hex};
+use crate::model::{LayerPrecision, Text, hex};
 use crate::workshop::WorkshopError;
 use crate::workshop::recipe::ModelShape;
 use crate::workshop::student::LearningRate;
-use crate::workshop::weights::{Precision, Weights};
+use crate::workshop::weights::{Rounding, Weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -114,7 +114,9 @@ pub struct Plan {
     /// Seed of the order of sequences.
     pub seed: u64,
     /// Precision of the live weights, by full name; what is not named stays full.
-    pub precisions: BTreeMap<String, Precision>,
+    pub precisions: BTreeMap<String, LayerPrecision>,
+    /// How activations, keys and values are rounded in training, as they will be served.
+    pub rounding: Rounding,
 }
 
 impl Plan {
@@ -138,7 +140,8 @@ impl Plan {
 
     /// Sets the precisions of weights of this architecture.
     pub(super) fn quantise(&self, weights: &mut Weights) -> candle_core::Result<()> {
-        weights.quantise(|name| self.precisions.get(name).copied().unwrap_or(Precision::Full))
+        weights.rounding = self.rounding;
+        weights.quantise(|name| self.precisions.get(name).copied().unwrap_or(LayerPrecision::Full))
     }
 }
 

@@ -18,7 +18,7 @@ pub use attention::{Attention, Rope, RopeTable};
 pub use feed_forward::SquaredGate;
 pub use linear::Linear;
 pub use loss::{Loss, Objective};
-pub use quantise::QuantiseActivations;
+pub use quantise::{QuantiseActivations, QuantiseCache};
 pub use rms_norm::RmsNorm;
 pub(super) use rows::read;
 pub use states::StateLoss;

@@ -13,7 +13,7 @@ mod schedule;
 mod trainer;
 
 pub use data::{DataSource, Text};
-pub use form::{EXPORT, Form};
+pub use form::{EXPORT, EXPORT_OF_FOUR_BITS, Form};
 pub(super) use held_out::HeldOut;
 pub use held_out::Validation;
 pub(super) use lesson::Lesson;

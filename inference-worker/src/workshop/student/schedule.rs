@@ -1,4 +1,4 @@
-use crate::workshop::weights::Precision;
+use crate::model::LayerPrecision;
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate runs after the warm-up.
@@ -52,11 +52,12 @@ impl Stage {
     }
 
     /// Of a layer whose last precision is this.
-    pub fn of(self, last: Precision) -> Precision {
+    pub fn of(self, last: LayerPrecision) -> LayerPrecision {
         match (self, last) {
-            (_, Precision::Full) | (Self::Full, _) => Precision::Full,
-            (Self::Int8, _) => Precision::Int8,
-            (Self::Int4, _) => Precision::Int4,
+            (_, LayerPrecision::Full) | (Self::Full, _) => LayerPrecision::Full,
+            (Self::Int8, _) => LayerPrecision::Int8,
+            (Self::Int4, LayerPrecision::Int8) => LayerPrecision::Int8,
+            (Self::Int4, _) => LayerPrecision::Int4,
             (Self::Final, last) => last,
         }
     }
@@ -94,9 +95,10 @@ mod tests {
         let names: Vec<&str> = [0, 9, 10, 19, 20, 29, 30, 99].map(|step| stages.at(step).name()).into();
         assert_eq!(names, ["full", "full", "int8", "int8", "int4", "int4", "final", "final"]);
         assert_eq!(Stages([0; 3]).at(0), Stage::Final);
-        assert_eq!(Stage::Int8.of(Precision::Full), Precision::Full);
-        assert_eq!(Stage::Int8.of(Precision::Ternary), Precision::Int8);
-        assert_eq!(Stage::Final.of(Precision::Binary), Precision::Binary);
+        assert_eq!(Stage::Int8.of(LayerPrecision::Full), LayerPrecision::Full);
+        assert_eq!(Stage::Int8.of(LayerPrecision::Ternary), LayerPrecision::Int8);
+        assert_eq!(Stage::Int4.of(LayerPrecision::Int8), LayerPrecision::Int8, "never below the last one");
+        assert_eq!(Stage::Final.of(LayerPrecision::Binary), LayerPrecision::Binary);
     }
 
     #[test]

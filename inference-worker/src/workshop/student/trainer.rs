@@ -7,13 +7,13 @@ use super::lesson::Lesson;
 use super::schedule::{LearningRate, Stage, Stages, noise};
 use crate::compare::similarity::RowSimilarity;
 use crate::engine::random::Random;
-use crate::model;
+use crate::model::{self, LayerPrecision};
 use crate::workshop::evaluate::{Verdict, rollouts};
 use crate::workshop::network::Network;
 use crate::workshop::probing::Loaded;
 use crate::workshop::progress::Progress;
 use crate::workshop::recipe::ModelShape;
-use crate::workshop::weights::{Precision, Weights};
+use crate::workshop::weights::{Rounding, Weights};
 use crate::workshop::{WorkshopError, files};
 use bitnet_core::evidence::Gate;
 use std::path::{Path, PathBuf};
@@ -132,6 +132,7 @@ pub fn distill_student(
         teacher,
         states,
         last: &last,
+        rounding: settings.form.rounding()?,
     };
     progress.stage("student", settings.steps);
     let per_step = settings.batch * settings.accumulate * settings.sequence;
@@ -204,7 +205,8 @@ struct Run<'a> {
     states: Option<Network>,
     held_out: HeldOut,
     journal: Journal,
-    last: &'a [(String, Precision)],
+    last: &'a [(String, LayerPrecision)],
+    rounding: Rounding,
 }
 
 /// Name of the checkpoint in the work directory.
@@ -213,7 +215,9 @@ const TRAINING: &str = "distilling the student";
 
 impl Run<'_> {
     fn quantise(&self, weights: &mut Weights, stage: Stage) -> Result<(), WorkshopError> {
-        let of = |name: &str| self.last.iter().find(|(n, _)| n == name).map_or(Precision::Full, |(_, p)| stage.of(*p));
+        let of =
+            |name: &str| self.last.iter().find(|(n, _)| n == name).map_or(LayerPrecision::Full, |(_, p)| stage.of(*p));
+        weights.rounding = if stage == Stage::Final { self.rounding } else { Rounding::default() };
         weights.quantise(of).map_err(WorkshopError::tensor(TRAINING))
     }
 
@@ -375,5 +379,5 @@ fn recipe(s: &Settings, text: &Text) -> Result<String, WorkshopError> {
         (s.steps, s.sequence, s.batch, s.accumulate, s.schedule, s.clip, s.temperature),
         (s.weights, s.hidden, s.noise, s.stages, s.validate, s.sequences),
     );
-    Ok(files::hash(format!("student-2 {parts:?}").as_bytes()))
+    Ok(files::hash(format!("student-3 {parts:?}").as_bytes()))
 }
