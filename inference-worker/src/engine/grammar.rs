@@ -10,8 +10,8 @@ use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
 use serde_json::{Value, json};
 use std::sync::{Arc, OnceLock};
 
-/// White space between the parts of an answer: some, so that a model can write as it was taught, and not without end.
-const WHITESPACE: &str = r"[ \n\t]{0,16}";
+/// White space between the parts of an answer: one space, or a small model fills its answer with it (as outlines has it).
+const WHITESPACE: &str = "[ ]?";
 
 /// The form that an answer must have.
 #[derive(Clone, PartialEq)]
