@@ -388,12 +388,16 @@ mod tests {
             let folder = root.path().join(format!("intel-rapl:{index}"));
             std::fs::create_dir_all(&folder).unwrap();
             let files = [("energy_uj", microjoules), ("max_energy_range_uj", 1_000_000_000), ("name", index)];
-            files.iter().for_each(|(file, value)| std::fs::write(folder.join(file), format!("{value}\n")).unwrap());
+            for (file, value) in files {
+                std::fs::write(folder.join(file), format!("{value}\n")).unwrap();
+            }
         };
-        (package(0, 500), package(1, 700));
+        package(0, 500);
+        package(1, 700);
         *metrics.energy() = Energy::below(root.path());
         assert_eq!(metrics.joules(), Some(0.0), "counted from now");
-        (package(0, 2_000_500), package(1, 3_000_700));
+        package(0, 2_000_500);
+        package(1, 3_000_700);
         assert_eq!(metrics.joules(), Some(5.0));
     }
 

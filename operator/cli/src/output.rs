@@ -58,7 +58,8 @@ pub(crate) fn yaml(object: &impl Serialize) -> Result<String> {
             quoted.extend([line, "\n"]);
             continue;
         }
-        block = line.rsplit(' ').next().is_some_and(|last| last.starts_with(['|', '>'])).then_some(depth);
+        let last = line.rsplit(' ').next().unwrap_or_default();
+        block = matches!(last.trim_end_matches(['-', '+']), "|" | ">" | "|2" | ">2").then_some(depth);
         let at = line.find(": ").or_else(|| line.rfind("- ")).map_or(line.len(), |at| at + 2);
         let (before, scalar) = line.split_at(at);
         let quote = if misread(scalar) { "'" } else { "" };
