@@ -89,6 +89,8 @@ pub struct Pool {
     pub runtime_class_name: Option<String>,
     /// Worker image of this pool (for example the CUDA build) instead of `workerImage`.
     pub image: Option<String>,
+    /// What one pod of this pool costs in an hour, in a currency of your choice; above 0.
+    pub price_per_pod_hour: Option<f64>,
 }
 
 /// When images are pulled.
@@ -200,6 +202,12 @@ impl Config {
             if pool.image.as_ref().is_some_and(|image| image.trim().is_empty()) {
                 return invalid(&format!("pools.{name}.image"), "must name an image, or be left out");
             }
+            if pool.price_per_pod_hour.is_some_and(|price| !(price.is_finite() && price > 0.0)) {
+                return invalid(
+                    &format!("pools.{name}.pricePerPodHour"),
+                    "must be above 0: leave it out where the price is not known",
+                );
+            }
         }
         for (index, channel) in self.notifications.iter().enumerate() {
             let field = |part: &str| format!("notifications[{index}].{part}");
@@ -267,13 +275,14 @@ mod tests {
             "workerImage: localhost/inference-worker:1\nimagePullPolicy: Never\ndefaultPool: cpu\nwatchNamespaces: [a]\n\
              pools:\n  cpu: {resources: {requests: {cpu: 100m}}}\n  gpu:\n    nodeSelector: {accelerator: h200}\n    \
              tolerations: [{key: nvidia.com/gpu, operator: Exists}]\n    resources: {limits: {nvidia.com/gpu: '1'}}\n    \
-             runtimeClassName: nvidia\n    image: localhost/inference-worker:1-cuda\n",
+             runtimeClassName: nvidia\n    image: localhost/inference-worker:1-cuda\n    pricePerPodHour: 2.5\n",
         )
         .unwrap();
         assert_eq!(config.image_pull_policy, PullPolicy::Never);
         let gpu = config.pool("gpu").unwrap();
         assert_eq!(gpu.image.as_deref(), Some("localhost/inference-worker:1-cuda"));
         assert_eq!(gpu.tolerations[0].key.as_deref(), Some("nvidia.com/gpu"));
+        assert_eq!((gpu.price_per_pod_hour, config.pool("cpu").unwrap().price_per_pod_hour), (Some(2.5), None));
     }
 
     #[test]
@@ -297,6 +306,8 @@ mod tests {
             ("workerImage: x\npools: {cpu: {}, UPPER: {}}", "pools.UPPER"),
             ("workerImage: x\npools: {cpu: {}}\nwatchNamespaces: ['a b']", "watchNamespaces"),
             ("workerImage: x\npools: {cpu: {image: ' '}}", "pools.cpu.image"),
+            ("workerImage: x\npools: {cpu: {pricePerPodHour: 0}}", "pools.cpu.pricePerPodHour"),
+            ("workerImage: x\npools: {cpu: {pricePerPodHour: .inf}}", "pools.cpu.pricePerPodHour"),
             ("workerImage: x\npools: {cpu: {}}\nnotifications: [{name: A, format: Json}]", "notifications[0].name"),
             (
                 "workerImage: x\npools: {cpu: {}}\nnotifications: [{name: a, format: Json}, {name: a, format: Slack}]",

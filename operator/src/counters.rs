@@ -3,7 +3,10 @@
 //! They live in memory only and advance after the status write of their tick succeeded. So a tick is counted exactly
 //! once: a conflict recomputes it from the same references, and a new leader, which has none, drops one interval.
 
+mod usage;
 mod users;
+
+pub use usage::Usage;
 
 use bitnet_api::worker::{Buckets, Counters};
 use bitnet_core::{
@@ -51,12 +54,21 @@ pub struct Scrape {
 struct Known {
     at: Instant,
     scrape: u64,
-    /// Last counters of each pod, with the number of the scrape that read them.
-    pods: BTreeMap<String, (PodCounters, PodUsers, u64)>,
+    pods: BTreeMap<String, Last>,
     /// The test that the groups belong to: candidate and attempt.
     test: (String, u32),
     /// Groups of users that candidate and stable have met.
     groups: [Groups; 2],
+}
+
+/// Last counters of a pod.
+#[derive(Clone, Debug)]
+struct Last {
+    counters: PodCounters,
+    users: PodUsers,
+    usage: Usage,
+    /// Number of the scrape that read them.
+    scrape: u64,
 }
 
 /// References that wait for the status write of their tick.
@@ -64,6 +76,22 @@ struct Known {
 pub struct Pending {
     uid: String,
     next: Known,
+    used: Option<[Usage; 2]>,
+}
+
+impl Pending {
+    /// What candidate and stable used in the interval of this tick; `None` where nothing was counted in it.
+    pub fn used(&self) -> Option<&[Usage; 2]> {
+        self.used.as_ref()
+    }
+}
+
+/// What the pods of an arm did in an interval.
+#[derive(Default)]
+struct Interval {
+    live: LiveArm,
+    users: PodUsers,
+    usage: Option<Usage>,
 }
 
 /// The references of all rollouts, by UID.
@@ -97,21 +125,23 @@ impl References {
         let met = if same.is_some() && before.is_some() { met } else { [0, 0] };
         let mut assigned = [0, 0];
         let arms = [0, 1].map(|i| {
-            let (live, these) = arm_difference(before, arms[i], &mut next)?;
+            let Interval { live, users: these, usage } = arm_difference(before, arms[i], &mut next)?;
             assigned[i] = these.assigned().saturating_add(met[i]);
             users.add(&these);
-            Some(live)
+            Some((live, usage.unwrap_or(Usage::NONE)))
         });
         let users = Users {
             assigned: assigned.into(),
             outcomes: (users.outcomes(&scrape.candidate.revision), users.outcomes(&scrape.stable.revision)),
         };
         let seconds = before.map_or(0.0, |before| now.duration_since(before.at).as_secs_f64());
-        let live = match arms {
-            [Some(candidate), Some(stable)] => Some(Live { candidate, stable, seconds, users }),
-            _ => None,
+        let (live, used) = match arms {
+            [Some((candidate, spent)), Some((stable, by_stable))] => {
+                (Some(Live { candidate, stable, seconds, users }), Some([spent, by_stable]))
+            }
+            _ => (None, None),
         };
-        (live, Pending { uid: uid.to_owned(), next })
+        (live, Pending { uid: uid.to_owned(), next, used })
     }
 
     /// Takes references over: their tick was stored.
@@ -125,7 +155,7 @@ impl References {
     }
 }
 
-fn arm_difference(before: Option<&Known>, arm: &ArmScrape, next: &mut Known) -> Option<(LiveArm, PodUsers)> {
+fn arm_difference(before: Option<&Known>, arm: &ArmScrape, next: &mut Known) -> Option<Interval> {
     let reference = |pod: &str| before.and_then(|before| before.pods.get(pod));
     // Pods that were not asked keep their last counters: what ran on them when they crashed is still owed.
     for pod in &arm.alive {
@@ -134,24 +164,25 @@ fn arm_difference(before: Option<&Known>, arm: &ArmScrape, next: &mut Known) -> 
         }
     }
     let mut complete = true;
-    let mut counted: Option<(LiveArm, PodUsers)> = None;
+    let mut counted: Option<Interval> = None;
     for (pod, answer) in &arm.answers {
         let Some(answer) = answer else {
             complete = false;
             continue;
         };
-        let (current, users) = (pod_counters(answer), PodUsers::of(answer));
-        if let Some((last, last_users, scrape)) = reference(pod) {
+        let (counters, users, usage) = (pod_counters(answer), PodUsers::of(answer), Usage::of(answer));
+        if let Some(last) = reference(pod) {
             // The same process without the scrape before this one: the difference spans more than this interval.
-            let fresh = before.is_some_and(|before| *scrape == before.scrape);
-            let same = last.process == current.process;
+            let fresh = before.is_some_and(|before| last.scrape == before.scrape);
+            let same = last.counters.process == counters.process;
             if fresh || !same {
-                let (arm, met) = counted.get_or_insert_default();
-                add(arm, &delta(Some(last), Some(&current)));
-                met.add(&users.since(Some(last_users).filter(|_| same)));
+                let arm = counted.get_or_insert_default();
+                add(&mut arm.live, &delta(Some(&last.counters), Some(&counters)));
+                arm.users.add(&users.since(Some(&last.users).filter(|_| same)));
+                arm.usage.get_or_insert(Usage::NONE).add(&usage.since(Some(&last.usage).filter(|_| same)));
             }
         }
-        next.pods.insert(pod.clone(), (current, users, next.scrape));
+        next.pods.insert(pod.clone(), Last { counters, users, usage, scrape: next.scrape });
     }
     counted.filter(|_| complete)
 }
@@ -238,6 +269,36 @@ mod tests {
         assert_eq!(live.unwrap().stable.requests, 0);
         references.forget("u");
         assert_eq!(references.difference("u", &steady(9)).0, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_used_is_counted_with_its_interval() {
+        let references = References::default();
+        let at = |process: &str, tokens: u64, joules: Option<f64>| {
+            let counters = Counters {
+                generated_tokens: tokens,
+                busy_seconds: tokens as f64 / 10.0,
+                energy_joules: joules,
+                ..pod(process, tokens, 0, 0)
+            };
+            scrape(arm(&[("c", Some(counters.clone()))]), arm(&[("s", Some(counters.clone())), ("t", Some(counters))]))
+        };
+        let used = |scrape: &Scrape| {
+            let (_, pending) = references.difference("u", scrape);
+            let used = pending.used().copied();
+            references.commit(pending);
+            used
+        };
+        assert_eq!(used(&at("1", 50, Some(9.0))), None, "the first scrape only sets");
+        let [candidate, stable] = used(&at("1", 70, Some(15.0))).unwrap();
+        assert_eq!(candidate, Usage { tokens: 20, busy_seconds: 2.0, joules: Some(6.0) });
+        assert_eq!(stable, Usage { tokens: 40, busy_seconds: 4.0, joules: Some(12.0) }, "of both pods");
+        let [candidate, _] = used(&at("2", 30, Some(4.0))).unwrap();
+        assert_eq!(candidate, Usage { tokens: 30, busy_seconds: 3.0, joules: Some(4.0) }, "another process");
+        let [candidate, _] = used(&at("2", 40, None)).unwrap();
+        assert_eq!((candidate.tokens, candidate.joules), (10, None));
+        let silent = scrape(arm(&[("c", None)]), arm(&[("s", Some(pod("2", 50, 0, 0)))]));
+        assert_eq!(used(&silent), None);
     }
 
     #[tokio::test(start_paused = true)]

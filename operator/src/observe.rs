@@ -2,13 +2,14 @@
 //! server at each reconcile, never from a cache: decisions must not rest on what was.
 
 use crate::{
+    config::Config,
     counters::{Pending, References},
     metrics::Metrics,
-    render::labels,
+    render::{labels, owned_by},
     worker::Workers,
 };
 use bitnet_api::{
-    keys::FINALIZER,
+    keys::{FINALIZER, label},
     v1alpha1::{ModelRollout, RolloutDecision},
 };
 use bitnet_core::{
@@ -90,6 +91,12 @@ impl World {
             _ => None,
         }
     }
+
+    /// What one pod of a revision costs in an hour; `None`: its pool has no price, or nobody knows its pool any more.
+    pub fn price(&self, config: &Config, revision: &Revision) -> Option<f64> {
+        let labels = self.deployments.get(revision.as_str())?.metadata.labels.as_ref()?;
+        config.pool(labels.get(label::POOL)?)?.price_per_pod_hour
+    }
 }
 
 /// A read failed: nothing is concluded.
@@ -139,7 +146,7 @@ pub async fn observe(
         list::<HorizontalPodAutoscaler>(from.client, rollout, &all, "HorizontalPodAutoscalers"),
         decisions(from.client, rollout, &ours),
     )?;
-    let owned = |meta: &ObjectMeta| meta.owner_references.iter().flatten().any(|owner| owner.uid == rollout.uid);
+    let owned = |meta: &ObjectMeta| owned_by(meta, &rollout.uid);
     let deployments = by_name(deployments.into_iter().filter(|found| owned(&found.metadata)));
     let services = by_name(services.into_iter().filter(|found| owned(&found.metadata)));
     let decisions: Vec<_> = decisions.into_iter().filter(|metadata| owned(metadata)).collect();

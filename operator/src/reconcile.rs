@@ -237,7 +237,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
     context.notifier.tell(&told);
     observe_metrics(context, &rollout, &world, &plan, &route_state);
     context.guards.set(&rollout.uid, plan.state.guard.clone());
-    context.ticks.record(&rollout, &state, &world, &plan, now);
+    context.ticks.record(&context.config, &rollout, &state, &world, &plan, now);
     if let Some(pending) = world.pending.clone() {
         context.references.commit(pending);
     }

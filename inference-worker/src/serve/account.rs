@@ -107,6 +107,7 @@ impl Account {
             empty_answers: counts.empty_answers,
             degenerate_answers: counts.degenerate_answers,
             busy_seconds,
+            energy_joules: self.metrics.joules(),
             users: Users::default(),
         }
     }

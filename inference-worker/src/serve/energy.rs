@@ -45,7 +45,8 @@ impl Energy {
         Self { gpus: Gpus::of_this_host(OsStr::new(NVML)), ..Self::below(Path::new(POWERCAP)) }
     }
 
-    fn below(root: &Path) -> Self {
+    /// Packages whose counters lie under `root`.
+    pub(super) fn below(root: &Path) -> Self {
         let mut packages: Vec<Package> = fs::read_dir(root)
             .into_iter()
             .flatten()

@@ -307,6 +307,12 @@ impl Metrics {
         Ok(text)
     }
 
+    /// Joules of all packages and GPUs since the start; `None` where the host shows none.
+    pub(crate) fn joules(&self) -> Option<f64> {
+        let read = self.energy().read();
+        (!read.is_empty()).then(|| read.iter().map(|(_, joules)| joules).sum())
+    }
+
     fn energy(&self) -> MutexGuard<'_, Energy> {
         self.energy.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -369,6 +375,31 @@ fn involuntary_switches() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The counters on the internal port carry the sum of what `/metrics` shows by package, and nothing where there is
+    /// nothing.
+    #[test]
+    fn energy_is_a_sum_or_absent() {
+        let root = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new("chat", Names::Ours);
+        *metrics.energy() = Energy::below(root.path());
+        assert_eq!(metrics.joules(), None);
+        let package = |index: u32, microjoules: u32| {
+            let folder = root.path().join(format!("intel-rapl:{index}"));
+            std::fs::create_dir_all(&folder).unwrap();
+            let files = [("energy_uj", microjoules), ("max_energy_range_uj", 1_000_000_000), ("name", index)];
+            for (file, value) in files {
+                std::fs::write(folder.join(file), format!("{value}\n")).unwrap();
+            }
+        };
+        package(0, 500);
+        package(1, 700);
+        *metrics.energy() = Energy::below(root.path());
+        assert_eq!(metrics.joules(), Some(0.0), "counted from now");
+        package(0, 2_000_500);
+        package(1, 3_000_700);
+        assert_eq!(metrics.joules(), Some(5.0));
+    }
 
     #[test]
     fn every_metric_is_in_the_docs() {

@@ -55,6 +55,8 @@ pub mod label {
     pub const ROLLOUT: &str = "rollouts.bitnet.dev/rollout";
     /// Name of the revision: in the selector, which never changes.
     pub const REVISION: &str = "rollouts.bitnet.dev/revision";
+    /// Pool of a revision, on its Deployment.
+    pub const POOL: &str = "rollouts.bitnet.dev/pool";
     /// `baseline` on pods of the fp16 revision: the Service `<rollout>-baseline` selects them.
     pub const ROLE: &str = "rollouts.bitnet.dev/role";
 }

@@ -62,6 +62,7 @@ fn the_examples_are_valid() {
     assert_eq!(support::refusals(&gate, None), Vec::<String>::new());
     let gate: QualityGate = serde_json::from_value(gate).unwrap();
     let pools = Pools { names: ["cpu".to_owned()].into(), default: "cpu".into(), ..Pools::default() };
+    assert!(read("rollout.yaml").lines().count() <= 15, "the smallest useful rollout fits on a screen's corner");
     for file in ["rollout.yaml", "rollout-full.yaml"] {
         let mut object = support::documents(&read(file)).remove(0);
         assert_eq!(support::refusals(&object, None), Vec::<String>::new(), "{file}");

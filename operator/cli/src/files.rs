@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use bitnet_api::{
     crds,
-    v1alpha1::{ModelRollout, QualityGate},
+    v1alpha1::{ModelRollout, QualityGate, QualityGateSpec},
     validate::{Pools, resolve_gate, validate},
 };
 use bitnet_core::{
@@ -73,17 +73,44 @@ impl Files {
     }
 }
 
+impl Files {
+    /// The one ModelRollout of the files, as the operator would take it. Its gate need not be among them: nothing here asks
+    /// for more of a rollout than its revisions, its route and its steps.
+    pub(crate) fn rollout(&self) -> Result<Rollout> {
+        let mut found = Vec::new();
+        for path in &self.filename {
+            let shown = path.display().to_string();
+            for document in documents(path)?.into_iter().filter(is_rollout) {
+                let rollout: ModelRollout = read(&shown, &document)?;
+                if self.name.as_ref().is_none_or(|name| rollout.metadata.name.as_ref() == Some(name)) {
+                    found.push(rollout);
+                }
+            }
+        }
+        let rollout = match (found.pop(), found.len()) {
+            (Some(only), 0) => only,
+            (Some(_), more) => bail!("the files hold {} ModelRollouts: choose one with --name", more + 1),
+            (None, _) => bail!("the files hold no ModelRollout of that name, or none at all"),
+        };
+        let named = rollout.spec.gate.as_ref();
+        let gate = named.map(|gate| QualityGate::new(&gate.name, QualityGateSpec::with_probes("any")));
+        validated(rollout, gate.as_ref())
+    }
+}
+
+fn is_rollout(document: &Value) -> bool {
+    let is = |key: &str, value: &str| document.get(key).and_then(Value::as_str) == Some(value);
+    is("apiVersion", "rollouts.bitnet.dev/v1alpha1") && is("kind", "ModelRollout")
+}
+
 /// The one ModelRollout of a file, with every field known; `-` is standard input.
 pub(crate) fn rollout(path: &std::path::Path, name: Option<&str>) -> Result<ModelRollout> {
     let shown = path.display().to_string();
     let mut found = Vec::new();
-    for document in documents(path)? {
-        let is = |key: &str, value: &str| document.get(key).and_then(Value::as_str) == Some(value);
-        if is("apiVersion", "rollouts.bitnet.dev/v1alpha1") && is("kind", "ModelRollout") {
-            let rollout: ModelRollout = read(&shown, &document)?;
-            if name.is_none_or(|name| rollout.metadata.name.as_deref() == Some(name)) {
-                found.push(rollout);
-            }
+    for document in documents(path)?.into_iter().filter(is_rollout) {
+        let rollout: ModelRollout = read(&shown, &document)?;
+        if name.is_none_or(|name| rollout.metadata.name.as_deref() == Some(name)) {
+            found.push(rollout);
         }
     }
     match (found.pop(), found.is_empty()) {
@@ -192,18 +219,10 @@ fn unknown(schema: &Value, value: &Value, path: &str) -> Option<String> {
     }
 }
 
-fn of_rollout(mut rollout: ModelRollout, gate: Option<&QualityGate>) -> Result<Subject> {
-    let name = rollout.metadata.name.clone().unwrap_or_default();
-    // What only a stored object has; and the pools of an installation that nobody knows here.
-    rollout.metadata.namespace.get_or_insert_with(|| "default".into());
-    rollout.metadata.uid.get_or_insert_with(|| "not-stored".into());
-    let arms = [&rollout.spec.baseline, &rollout.spec.model];
-    let default = "default".to_owned();
-    let names = arms.iter().filter_map(|a| a.pool.clone()).chain([default.clone()]).collect();
-    let valid = validate(&rollout, gate, &Pools { names, default, ..Pools::default() })
-        .with_context(|| format!("ModelRollout {name} would not be accepted"))?;
+fn of_rollout(rollout: ModelRollout, gate: Option<&QualityGate>) -> Result<Subject> {
+    let valid = validated(rollout, gate)?;
     Ok(Subject {
-        name: format!("ModelRollout {name}"),
+        name: format!("ModelRollout {}", valid.name),
         course: Course::of(&valid),
         strategy: strategy(&valid),
         pods: (valid.model.replicas, valid.baseline.replicas),
@@ -211,6 +230,18 @@ fn of_rollout(mut rollout: ModelRollout, gate: Option<&QualityGate>) -> Result<S
         guard: valid.guard,
         gate: valid.gate,
     })
+}
+
+fn validated(mut rollout: ModelRollout, gate: Option<&QualityGate>) -> Result<Rollout> {
+    let name = rollout.metadata.name.clone().unwrap_or_default();
+    // What only a stored object has; and the pools of an installation that nobody knows here.
+    rollout.metadata.namespace.get_or_insert_with(|| "default".into());
+    rollout.metadata.uid.get_or_insert_with(|| "not-stored".into());
+    let arms = [&rollout.spec.baseline, &rollout.spec.model];
+    let default = "default".to_owned();
+    let names = arms.iter().filter_map(|a| a.pool.clone()).chain([default.clone()]).collect();
+    validate(&rollout, gate, &Pools { names, default, ..Pools::default() })
+        .with_context(|| format!("ModelRollout {name} would not be accepted"))
 }
 
 /// A length of time as people write it: `90s`, `5m`, `1h30m`.

@@ -4,6 +4,7 @@ mod assume;
 mod cluster;
 mod files;
 mod output;
+mod providers;
 mod tree;
 mod verbs;
 
@@ -65,6 +66,8 @@ enum Verb {
     Create(verbs::create::Args),
     /// Predict a rollout from files, without a cluster: time to promote, false rollbacks, how soon defects are found.
     Simulate(verbs::simulate::Args),
+    /// Print what Istio, ingress-nginx or InferencePools would need for one step of a rollout; nothing is applied.
+    Render(verbs::render::Args),
     /// Find gates in files that cannot decide, without a cluster.
     Lint(verbs::lint::Args),
     /// Print the completion script of a shell, or of kubectl.
@@ -95,6 +98,7 @@ async fn main() -> ExitCode {
         Verb::History(args) => verbs::history::run(&cli.place, &args).await,
         Verb::Create(args) => verbs::create::run(cli.place.namespace.as_deref(), args),
         Verb::Simulate(args) => verbs::simulate::run(&args),
+        Verb::Render(args) => verbs::render::run(&args),
         Verb::Lint(args) => Ok(verbs::lint::run(&args)),
         Verb::Completions(args) => Ok(verbs::completions::run(&args)),
         Verb::Complete(words) => Ok(verbs::completions::complete(&cli.place, &words).await),

@@ -39,11 +39,42 @@ pub(crate) fn print_machine(format: Machine, object: &impl Serialize) -> Result<
 /// Prints objects as JSON or YAML.
 pub(crate) fn print_object(format: Format, object: &impl Serialize) -> Result<()> {
     let text = match format {
-        Format::Yaml => serde_yaml::to_string(object).context("writing YAML")?,
+        Format::Yaml => yaml(object)?,
         Format::Json | Format::Wide => serde_json::to_string_pretty(object).context("writing JSON")? + "\n",
     };
     print!("{text}");
     Ok(())
+}
+
+/// YAML that means the same to kubectl, which reads YAML 1.1: there a plain `yes` is no text, and `1_0` is a number.
+pub(crate) fn yaml(object: &impl Serialize) -> Result<String> {
+    let text = serde_yaml::to_string(object).context("writing YAML")?;
+    let mut quoted = String::with_capacity(text.len());
+    // Depth of the key whose text of several lines goes on: what looks like a scalar there is none.
+    let mut block: Option<usize> = None;
+    for line in text.lines() {
+        let depth = line.len() - line.trim_start().len();
+        if block.is_some_and(|key| depth > key || line.is_empty()) {
+            quoted.extend([line, "\n"]);
+            continue;
+        }
+        let last = line.rsplit(' ').next().unwrap_or_default();
+        block = matches!(last.trim_end_matches(['-', '+']), "|" | ">" | "|2" | ">2").then_some(depth);
+        let at = line.find(": ").or_else(|| line.rfind("- ")).map_or(line.len(), |at| at + 2);
+        let (before, scalar) = line.split_at(at);
+        let quote = if misread(scalar) { "'" } else { "" };
+        quoted.extend([before, quote, scalar, quote, "\n"]);
+    }
+    Ok(quoted)
+}
+
+/// A plain scalar that is a text in YAML 1.2 and something else in 1.1.
+fn misread(scalar: &str) -> bool {
+    let word = scalar.to_ascii_lowercase();
+    let digits = word.strip_prefix(['-', '+']).unwrap_or(&word);
+    let number = digits.starts_with(|c: char| c.is_ascii_digit()) && digits.contains('_');
+    matches!(word.as_str(), "y" | "n" | "yes" | "no" | "on" | "off")
+        || (number && digits.bytes().all(|b| b.is_ascii_hexdigit() || b"_.xob".contains(&b)))
 }
 
 /// Rows as columns, as kubectl prints them.
@@ -139,6 +170,30 @@ impl Paint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_stay_texts_for_who_reads_yaml_1_1() {
+        let object = serde_json::json!({
+            "a": "yes", "b": ["On", "n", "fine"], "c": {"d": "1_000", "e": 5, "f": true, "g": "true", "h": "a: no"},
+            "i": [["no"]], "j": "several\nlines: yes\n- no\n", "k": "off",
+        });
+        let text = yaml(&object).unwrap();
+        for part in [
+            "a: 'yes'",
+            "- 'On'",
+            "- 'n'",
+            "- fine",
+            "d: '1_000'",
+            "e: 5",
+            "f: true",
+            "g: 'true'",
+            "- - 'no'",
+            "k: 'off'",
+        ] {
+            assert!(text.lines().any(|line| line.trim() == part), "{part}: {text}");
+        }
+        assert_eq!(serde_yaml::from_str::<serde_json::Value>(&text).unwrap(), object);
+    }
 
     #[test]
     fn columns_line_up() {

@@ -13,6 +13,7 @@ mod action;
 mod comparisons;
 mod forecast;
 mod pages;
+mod spending;
 mod stream;
 mod ticks;
 mod view;

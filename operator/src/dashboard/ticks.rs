@@ -4,8 +4,12 @@ use super::{
     Change,
     comparisons::{Floors, Margins, Ring, Summary},
     forecast::{Forecast, forecast},
+    spending::{Bill, Spending},
 };
-use crate::observe::{Compared, World};
+use crate::{
+    config::Config,
+    observe::{Compared, World},
+};
 use bitnet_core::{
     Time,
     evidence::{Assessment, LiveArm},
@@ -96,6 +100,12 @@ pub(super) struct ArmTotal {
     pub ttft: Option<[Quantile; 2]>,
     /// Time per output token, p50 and p95.
     pub tpot: Option<[Quantile; 2]>,
+    /// Tokens generated for live requests.
+    pub tokens: u64,
+    /// Joules of the hosts per 1,000 tokens; `None`: they show none.
+    pub energy_per_1k_tokens: Option<f64>,
+    /// Price of the engines' working time per 1,000 tokens; `None`: the pool has no price.
+    pub cost_per_1k_tokens: Option<f64>,
 }
 
 /// A quantile in seconds: the upper edge of its bucket, and an interval of 95 % (distribution-free, for one look).
@@ -137,6 +147,7 @@ struct Series {
     points: Vec<Point>,
     candidate: LiveArm,
     stable: LiveArm,
+    spent: [Spending; 2],
     comparisons: Ring,
     margins: Option<Margins>,
     baseline: String,
@@ -176,8 +187,8 @@ impl Ticks {
     }
 
     /// Keeps the tick that `plan` took, if it took one; `before` is the state that it was planned from.
-    pub fn record(&self, rollout: &Rollout, before: &State, world: &World, plan: &Plan, now: Time) {
-        self.take(rollout, before, world, plan, now);
+    pub fn record(&self, config: &Config, rollout: &Rollout, before: &State, world: &World, plan: &Plan, now: Time) {
+        self.take(config, rollout, before, world, plan, now);
         self.compare(rollout, before, world, now);
     }
 
@@ -223,7 +234,7 @@ impl Ticks {
         self.tell_browsers(key);
     }
 
-    fn take(&self, rollout: &Rollout, before: &State, world: &World, plan: &Plan, now: Time) {
+    fn take(&self, config: &Config, rollout: &Rollout, before: &State, world: &World, plan: &Plan, now: Time) {
         let seen = &world.observation;
         let (Some(sample), Some(assessment)) = (&seen.sample, &plan.assessment) else { return };
         // The tick that decides ends the attempt in the very plan that it is taken in.
@@ -248,11 +259,19 @@ impl Ticks {
             signals: signals(assessment),
             live: sample.live.as_ref().map(live),
         };
+        let stable = match &seen.route {
+            RouteState::Found(route) => route.ledger.as_ref().map(|ledger| &ledger.stable),
+            _ => None,
+        };
+        let stable = stable.unwrap_or(&rollout.baseline.revision);
+        let used = world.pending.as_ref().and_then(|pending| pending.used()).copied();
+        let prices = [&attempt.candidate, stable].map(|revision| world.price(config, revision));
+        let bill = used.map(|used| Bill { used, prices });
         let key = (rollout.namespace.clone(), rollout.name.clone());
-        self.keep(key, &attempt.candidate.0, point, sample.live.as_ref());
+        self.keep(key, &attempt.candidate.0, point, sample.live.as_ref(), bill.as_ref());
     }
 
-    pub(super) fn keep(&self, key: Key, revision: &str, point: Point, live: Option<&Live>) {
+    pub(super) fn keep(&self, key: Key, revision: &str, point: Point, live: Option<&Live>, bill: Option<&Bill>) {
         {
             let mut all = self.lock();
             let series = all.entry(key.clone()).or_default();
@@ -263,6 +282,11 @@ impl Ticks {
             if let Some(live) = live {
                 add(&mut series.candidate, &live.candidate);
                 add(&mut series.stable, &live.stable);
+            }
+            if let Some(Bill { used, prices }) = bill {
+                for (i, spending) in series.spent.iter_mut().enumerate() {
+                    spending.add(&used[i], prices[i]);
+                }
             }
             series.points.push(point);
             thin(&mut series.points);
@@ -292,8 +316,8 @@ impl Ticks {
             comparisons: series.margins.and_then(|margins| series.comparisons.summary(margins, floor)),
             forecast: forecast(&series.points),
             points: series.points.clone(),
-            candidate: total(&series.candidate),
-            stable: total(&series.stable),
+            candidate: total(&series.candidate, &series.spent[0]),
+            stable: total(&series.stable, &series.spent[1]),
             since: series.since,
         })
     }
@@ -359,7 +383,7 @@ fn add(sum: &mut LiveArm, part: &LiveArm) {
     sum.tpot.merge(&part.tpot);
 }
 
-fn total(arm: &LiveArm) -> ArmTotal {
+fn total(arm: &LiveArm, spent: &Spending) -> ArmTotal {
     let quantile = |histogram: &bitnet_core::evidence::Histogram, p| {
         let (low, high) = histogram.quantile_interval(p, 0.05)?;
         Some(Quantile { at: histogram.quantile(p)?, low, high })
@@ -368,7 +392,15 @@ fn total(arm: &LiveArm) -> ArmTotal {
         // Without an observation there is no quantile, and zero would be a lie.
         Some([quantile(histogram, 0.5)?, quantile(histogram, 0.95)?])
     };
-    ArmTotal { requests: arm.requests, errors: arm.errors, ttft: quantiles(&arm.ttft), tpot: quantiles(&arm.tpot) }
+    ArmTotal {
+        requests: arm.requests,
+        errors: arm.errors,
+        ttft: quantiles(&arm.ttft),
+        tpot: quantiles(&arm.tpot),
+        tokens: spent.tokens(),
+        energy_per_1k_tokens: spent.energy_per_1k_tokens(),
+        cost_per_1k_tokens: spent.cost_per_1k_tokens(),
+    }
 }
 
 #[cfg(test)]
@@ -398,7 +430,7 @@ mod tests {
     fn a_long_attempt_keeps_its_beginning_thinly_and_its_end_whole() {
         let ticks = Ticks::default();
         for tick in 1..=10_000 {
-            ticks.keep(key("chat"), "chat-b", point(1, tick), None);
+            ticks.keep(key("chat"), "chat-b", point(1, tick), None, None);
         }
         let watched = ticks.of("ns", "chat", 1).unwrap();
         assert!(watched.points.len() <= POINTS, "{}", watched.points.len());
@@ -422,25 +454,34 @@ mod tests {
             seconds: 10.0,
             users: bitnet_core::observation::Users::default(),
         };
+        let used = |tokens| crate::counters::Usage { tokens, busy_seconds: 36.0, joules: Some(8.0) };
+        let bill = Bill { used: [used(100), used(1000)], prices: [Some(1.0), None] };
         for _ in 0..3 {
-            ticks.keep(key("chat"), "chat-b", point(1, 1), Some(&live));
+            ticks.keep(key("chat"), "chat-b", point(1, 1), Some(&live), Some(&bill));
         }
         let watched = ticks.of("ns", "chat", 1).unwrap();
         assert_eq!((watched.candidate.requests, watched.stable.requests), (10, 90));
+        assert_eq!((watched.candidate.tokens, watched.stable.tokens), (100, 1000));
+        assert_eq!(
+            (watched.candidate.energy_per_1k_tokens, watched.stable.energy_per_1k_tokens),
+            (Some(80.0), Some(8.0))
+        );
+        assert_eq!((watched.candidate.cost_per_1k_tokens, watched.stable.cost_per_1k_tokens), (Some(0.1), None));
         let [p50, p95] = watched.candidate.ttft.unwrap();
         assert_eq!((p50.at, p95.at), (1.0, 1.0), "the upper edge of bucket 0 is one second");
         assert!(p50.low < 1.0 && p50.high == 1.0 && p95.high == f64::INFINITY, "ten requests bound no 95th percentile");
         assert_eq!(watched.candidate.tpot, None, "nothing was measured: no number");
-        ticks.keep(key("chat"), "chat-b", point(2, 1), None);
+        ticks.keep(key("chat"), "chat-b", point(2, 1), None, None);
         assert_eq!(ticks.of("ns", "chat", 1), None, "another attempt's points are not this one's");
-        assert_eq!(ticks.of("ns", "chat", 2).unwrap().candidate.requests, 0);
+        let anew = ticks.of("ns", "chat", 2).unwrap().candidate;
+        assert_eq!((anew.requests, anew.tokens, anew.cost_per_1k_tokens), (0, 0, None));
     }
 
     #[test]
     fn memory_is_bounded_by_the_rollouts_that_ticked_last() {
         let ticks = Ticks::default();
         for number in 0..200 {
-            ticks.keep(key(&format!("r{number}")), "b", point(1, number + 1), None);
+            ticks.keep(key(&format!("r{number}")), "b", point(1, number + 1), None, None);
         }
         assert_eq!(ticks.lock().len(), ROLLOUTS);
         assert!(ticks.of("ns", "r199", 1).is_some() && ticks.of("ns", "r0", 1).is_none());

@@ -36,13 +36,15 @@ pub(super) fn render(config: &Config, rollout: &Rollout, grow: &Grow, owner: &Ow
     if grow.baseline {
         pod_labels.insert(label::ROLE.into(), labels::BASELINE.into());
     }
+    let mut own_labels = labels::of(rollout, &serving.revision);
+    own_labels.insert(label::POOL.into(), serving.pool.clone());
     let absent = Pool::default();
     let pool = config.pool(&serving.pool).unwrap_or(&absent);
     Deployment {
         metadata: ObjectMeta {
             name: Some(serving.revision.0.clone()),
             namespace: Some(rollout.namespace.clone()),
-            labels: Some(labels::of(rollout, &serving.revision)),
+            labels: Some(own_labels),
             owner_references: Some(vec![owner.clone()]),
             ..ObjectMeta::default()
         },

@@ -61,6 +61,7 @@ pub(super) fn counters(counters: &Counters) -> Result<(), Unusable> {
     must((1..=TEXT_LIMIT).contains(&counters.process.len()), "process", "must be an id of 1 to 256 bytes")?;
     must(amount(counters.ready_seconds), "readySeconds", "must be finite and not negative")?;
     must(amount(counters.busy_seconds), "busySeconds", "must be finite and not negative")?;
+    must(counters.energy_joules.is_none_or(amount), "energyJoules", "must be finite and not negative")?;
     buckets(&counters.ttft, "ttft")?;
     buckets(&counters.tpot, "tpot")?;
     let errors = &counters.errors;
@@ -245,6 +246,11 @@ mod tests {
             assert_eq!(counters(&broken).unwrap_err().field, "ttft");
         }
         assert!(counters(&Counters { process: String::new(), ..sound.clone() }).is_err());
-        assert!(counters(&Counters { ready_seconds: f64::NAN, ..sound }).is_err());
+        assert!(counters(&Counters { ready_seconds: f64::NAN, ..sound.clone() }).is_err());
+        for joules in [f64::NAN, f64::INFINITY, -1.0] {
+            let broken = Counters { energy_joules: Some(joules), ..sound.clone() };
+            assert_eq!(counters(&broken).unwrap_err().field, "energyJoules");
+        }
+        assert_eq!(counters(&Counters { energy_joules: Some(0.0), ..sound }), Ok(()));
     }
 }

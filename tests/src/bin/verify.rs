@@ -103,8 +103,19 @@ fn main() -> Result<()> {
 /// The dashboard in a real Chromium. Its test is ignored elsewhere, because it needs one.
 fn browser(begin: &Instant) -> Result<()> {
     let axe = e2e::stage::browser::axe()?;
-    let args =
-        ["test", "--workspace", "--locked", "--release", "--lib", "--", "--ignored", "in_a_browser", "--nocapture"];
+    // One browser at a time: the first paint is measured.
+    let args = [
+        "test",
+        "--workspace",
+        "--locked",
+        "--release",
+        "--lib",
+        "--",
+        "--ignored",
+        "in_a_browser",
+        "--nocapture",
+        "--test-threads=1",
+    ];
     println!("== the dashboard in a browser: cargo {} ({:.0} s)", args.join(" "), begin.elapsed().as_secs_f64());
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let run =

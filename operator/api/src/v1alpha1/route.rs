@@ -25,9 +25,9 @@ pub enum LoadBalancing {
     validation = Rule::new("!has(self.loadBalancing) || has(self.httpRoute) || has(self.gateway)")
         .message("loadBalancing needs a route of Gateway API: httpRoute or gateway").field_path(".loadBalancing"),
     validation = Rule::new("!has(self.virtualService)")
-        .message("virtualService has not landed yet; use httpRoute or gateway").field_path(".virtualService"),
+        .message("the operator does not drive a VirtualService: use httpRoute or gateway; kubectl bitnet render prints one").field_path(".virtualService"),
     validation = Rule::new("!has(self.ingress)")
-        .message("ingress has not landed yet; use httpRoute or gateway").field_path(".ingress"),
+        .message("the operator does not drive an Ingress: use httpRoute or gateway; kubectl bitnet render prints one").field_path(".ingress"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
@@ -59,15 +59,15 @@ pub struct RouteSpec {
     /// Default: as the gateway does by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancing: Option<LoadBalancing>,
-    /// Name of an Istio VirtualService (has not landed).
+    /// Name of an Istio VirtualService. Refused: the operator does not drive it (`kubectl bitnet render` prints one).
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_service: Option<String>,
-    /// Name of an HTTP route of the VirtualService (has not landed).
+    /// Name of an HTTP route of the VirtualService. Refused with it.
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
-    /// Name of an ingress-nginx Ingress (has not landed).
+    /// Name of an Ingress of ingress-nginx. Refused: the operator does not drive it (`kubectl bitnet render` prints one).
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<String>,

@@ -278,9 +278,12 @@ fn route(route: &RouteSpec) -> Result<RouteTarget, Refusal> {
         ("spec.route.ingress", &route.ingress),
     ] {
         if given.is_some() {
-            return Err(Refusal::not_landed(
+            return Err(Refusal::new(
+                RefusalReason::NotLanded,
                 field,
-                "use httpRoute (a route of yours) or gateway (a route of the operator's)",
+                "is of a traffic provider that the operator does not drive",
+                "use httpRoute (a route of yours) or gateway (a route of the operator's); `kubectl bitnet render` prints what the \
+                 provider would need",
             ));
         }
     }

@@ -70,10 +70,4 @@ impl Refusal {
     pub(super) fn invalid(field: impl Into<String>, rule: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(RefusalReason::InvalidSpec, field, rule, remedy)
     }
-
-    /// A field that asks for what has not landed.
-    #[cfg(feature = "crd")]
-    pub(super) fn not_landed(field: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::new(RefusalReason::NotLanded, field, "has not landed yet", remedy)
-    }
 }

@@ -87,7 +87,28 @@ pub struct Counters {
     pub degenerate_answers: u64,
     /// Seconds in which the engine worked, all requests and internal work.
     pub busy_seconds: f64,
+    /// Joules that the host's CPU packages and GPUs used since the process began, whoever used them; `None`: the host counts
+    /// none, or does not show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_joules: Option<f64>,
     /// Users of an A/B test.
     #[serde(default)]
     pub users: Users,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn energy_that_is_not_known_is_absent_and_may_be() {
+        let without = serde_json::to_value(Counters::default()).unwrap();
+        assert_eq!(without.get("energyJoules"), None);
+        let older: Counters = serde_json::from_value(without).unwrap();
+        assert_eq!(older.energy_joules, None);
+        let with = Counters { energy_joules: Some(2.5), ..older };
+        let text = serde_json::to_value(&with).unwrap();
+        assert_eq!(text["energyJoules"], 2.5);
+        assert_eq!(serde_json::from_value::<Counters>(text).unwrap(), with);
+    }
 }

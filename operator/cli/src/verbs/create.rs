@@ -1,3 +1,4 @@
+use crate::output::yaml;
 use anyhow::{Result, bail};
 use bitnet_api::{
     v1alpha1::{ModelRollout, QualityGate},
@@ -118,8 +119,8 @@ fn text(namespace: Option<&str>, args: &Args) -> Result<String> {
     Ok(format!(
         "# Prompts that the models are compared on, in your namespace before this:\n\
          #   kubectl create configmap {probes} --from-file=prompts.jsonl\n{}---\n{}",
-        serde_yaml::to_string(&gate)?,
-        serde_yaml::to_string(&rollout)?,
+        yaml(&gate)?,
+        yaml(&rollout)?,
     ))
 }
 

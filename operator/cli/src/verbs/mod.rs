@@ -8,6 +8,7 @@ pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod history;
 pub(crate) mod lint;
+pub(crate) mod render;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod steer;

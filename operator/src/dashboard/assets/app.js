@@ -1,5 +1,3 @@
-import { bars, chart, make } from '/chart.js';
-
 const $ = (id) => document.getElementById(id);
 const main = $('main');
 let token = '';                 // Of this page only: no cookie, no storage.
@@ -7,6 +5,23 @@ let about = null;
 let rows = new Map();           // "namespace/name" -> row
 let running = null;             // AbortController of the stream
 let page = { draw: () => {} };
+let charts = null;              // Module chart.js, once it is here
+
+// ── Elements ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+const SVG = 'http://www.w3.org/2000/svg';
+
+/// An element with attributes and children; text is always text, never markup.
+export function make(tag, attributes = {}, ...children) {
+  const svg = ['svg', 'path', 'line', 'rect', 'g', 'text', 'title'].includes(tag);
+  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name === 'on') for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
+    else node.setAttribute(name, value === true ? '' : value);
+  }
+  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+  return node;
+}
 
 // ── Requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 function headers(more = {}) { return token ? { ...more, Authorization: `Bearer ${token}` } : more; }
@@ -69,6 +84,7 @@ const when = (text) => { const at = new Date(text); return isNaN(at) ? text : at
 const time = (text) => make('time', { datetime: text }, when(text));
 const attention = (row) => tone(row.phase) === 'bad' || tone(row.phase) === 'warn' || row.current === false;
 const number = (value) => (value === null || value === undefined || value === '' ? '–' : String(value));
+const figures = (value) => (value >= 1000 ? String(Math.round(value)) : value.toPrecision(3));
 const milliseconds = (value) => (value === null ? 'above 125 s' : value >= 1 ? `${value.toFixed(1)} s` : value >= 0.01 ? `${Math.round(value * 1000)} ms` : `${(value * 1000).toFixed(2)} ms`);
 
 function failure(error, what) {
@@ -197,6 +213,7 @@ function detail(namespace, name) {
     if (decided !== latest) { decided = latest; decisions(); }
   };
   const soon = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw); } };
+  if (!charts) import('/chart.js').then((module) => { charts = module; soon(); }, () => say('The charts could not be loaded: reload the page.'));
   running = new AbortController();
   follow(`/api/v1/stream/${path}`, {
     opened: () => space.replaceChildren(),
@@ -236,19 +253,24 @@ function arms(status, watched) {
     if (known) known.role += `, ${role}`; else roles.push({ role, arm });
   }
   if (roles.length === 0) return [make('h2', {}, 'Arms'), make('p', {}, 'No revision exists yet.')];
-  const total = watched ? watched.candidate.requests + watched.stable.requests : 0;
+  const of = (field) => (watched ? watched.candidate[field] + watched.stable[field] : 0);
+  const share = (seen, field) => (of(field) > 0 ? make('div', { class: 'whole' }, `${(100 * seen[field] / of(field)).toFixed(1)} % of ${field}`) : null);
+  const spent = (seen) => {
+    const lines = [seen.energyPer1kTokens === null ? null : `${figures(seen.energyPer1kTokens)} J`, seen.costPer1kTokens === null ? null : `cost ${figures(seen.costPer1kTokens)}`].filter(Boolean);
+    return lines.length ? make('div', {}, lines.map((line) => make('div', { class: 'whole' }, line))) : '–';
+  };
   const live = (arm) => !watched ? null : arm.revision === status.candidate?.revision ? watched.candidate : arm.revision === status.stable?.revision ? watched.stable : null;
   const one = (value, name) => make('div', {}, `${name} ${milliseconds(value.at)} `, make('span', { class: 'dim whole' }, `[${milliseconds(value.low)}, ${milliseconds(value.high)}]`));
   const pair = (value) => (value ? make('div', {}, one(value[0], 'p50'), one(value[1], 'p95')) : '–');
   const body = roles.map(({ role, arm }) => {
     const seen = live(arm), weight = status.weights?.[arm.revision];
     return [role, make('span', {}, arm.revision, make('br'), make('span', { class: 'dim', title: arm.image }, arm.image.replace(/(@sha256:[0-9a-f]{12})[0-9a-f]+$/, '$1…'))), weight === undefined ? '–' : `${weight} %`,
-      seen && total > 0 ? `${(100 * seen.requests / total).toFixed(1)} %` : '–', seen ? String(seen.requests) : '–', seen && seen.requests > 0 ? `${seen.errors} (${(100 * seen.errors / seen.requests).toFixed(2)} %)` : '–',
-      seen ? pair(seen.ttft) : '–', seen ? pair(seen.tpot) : '–', `${arm.ready} of ${arm.replicas}`];
+      seen && of('requests') > 0 ? make('div', {}, share(seen, 'requests'), share(seen, 'tokens')) : '–', seen ? String(seen.requests) : '–', seen && seen.requests > 0 ? `${seen.errors} (${(100 * seen.errors / seen.requests).toFixed(2)} %)` : '–',
+      seen ? pair(seen.ttft) : '–', seen ? pair(seen.tpot) : '–', seen ? spent(seen) : '–', `${arm.ready} of ${arm.replicas}`];
   });
-  const note = watched ? `Requests, errors and latencies: as this operator process counted them in this attempt, all weights together, since ${when(watched.since)}. Quantiles are upper edges of buckets of 9.5 %; in brackets their intervals of 95 %, for one look.`
+  const note = watched ? `Requests, errors and latencies: as this operator process counted them in this attempt, all weights together, since ${when(watched.since)}. Quantiles are upper edges of buckets of 9.5 %; in brackets their intervals of 95 %, for one look. Energy is what the hosts used, other pods on them included; cost is the price of the engines’ working time; comparisons with fp16 are in both.`
     : 'This operator process has counted no live requests of this attempt: shares, errors and latencies appear with the first tick.';
-  return [make('h2', {}, 'Arms'), table('Side by side', ['Arm', 'Revision', 'Weight set', 'Share seen', 'Requests', 'Errors', 'To the first token', 'Per token', 'Pods ready'], body), make('p', { class: 'dim' }, note)];
+  return [make('h2', {}, 'Arms'), table('Side by side', ['Arm', 'Revision', 'Weight set', 'Share seen', 'Requests', 'Errors', 'To the first token', 'Per token', 'Per 1,000 tokens', 'Pods ready'], body), make('p', { class: 'dim' }, note)];
 }
 
 function evidence(status, watched) {
@@ -266,14 +288,15 @@ function evidence(status, watched) {
   }
   const expected = outlook(status, watched);
   if (expected) out.push(make('p', {}, expected));
-  if (watched?.comparisons) out.push(...compared(watched.comparisons));
+  if (watched?.comparisons && charts) out.push(...compared(watched.comparisons));
   if (!watched || watched.points.length === 0) {
     out.push(make('p', { class: 'dim' }, about && !about.leading ? `Charts: this process (${about.process}) does not lead and takes no ticks; the leading one has them.`
       : 'Charts: this process has taken no tick of this attempt (they are kept in memory, not in the cluster).'));
-    return [...out, absent()];
+    return [...out, ...absent(watched)];
   }
+  if (!charts) return [...out, make('p', { class: 'dim' }, 'The charts are on their way…')];
   const points = watched.points, end = points.at(-1);
-  const card = (options) => make('section', { class: 'card' }, make('h3', {}, options.title), chart(options));
+  const card = (options) => make('section', { class: 'card' }, make('h3', {}, options.title), charts.chart(options));
   const cards = [card({ title: 'Against the candidate, all signals', unit: 'ln of the combined e-value', bounds: [{ at: end.rollbackAt, name: 'rolled back at' }],
     lines: [{ name: 'against', kind: 'against', points: points.map((point) => [point.tick, point.against]) }] })];
   for (const { name } of end.signals) {
@@ -286,7 +309,7 @@ function evidence(status, watched) {
     { name: 'seen', kind: 'stable', points: points.map((point) => { const live = point.live, sum = live ? live.candidate + live.stable : 0; return [point.tick, sum > 0 ? 100 * live.candidate / sum : NaN]; }) }] }));
   out.push(make('div', { class: 'charts' }, cards));
   out.push(make('p', { class: 'dim' }, `Ticks ${points[0].tick} to ${end.tick} of attempt ${end.attempt} as this process took them; of a long attempt the older half is thinned.`));
-  return [...out, absent()];
+  return [...out, ...absent(watched)];
 }
 
 function outlook(status, watched) {
@@ -309,15 +332,20 @@ function compared(of) {
   const floor = of.floor ? `A/A floor: 95 % of the last ${of.floor.count} comparisons of this baseline with itself were at least ${of.floor.cosine.toFixed(4)} (${when(of.floor.at)}).`
     : 'No A/A floor: this process has watched no trial of this baseline against itself.';
   const card = make('section', { class: 'card' }, make('h3', {}, 'Cosine, prompt by prompt'),
-    bars({ title: 'Cosine, prompt by prompt', from: of.from, to: 1, counts: of.bars, lines }),
+    charts.bars({ title: 'Cosine, prompt by prompt', from: of.from, to: 1, counts: of.bars, lines }),
     make('p', {}, `The last ${of.count} comparisons with fp16, since ${when(of.since)}. At most ${(100 * of.margins.tailShare).toFixed(0)} % may lie under ${of.margins.tail} at a random position. ${floor}`));
   const worst = of.worst.length ? table('Worst prompts of these', ['Probe', 'Lowest cosine', 'Times compared', 'When'], of.worst.map((one) => [`#${one.probe + 1}`, one.cosine.toFixed(4), String(one.times), time(new Date(one.at).toISOString())]))
     : make('p', { class: 'dim' }, 'The workers do not say which prompts these were.');
   return [make('h2', {}, 'Comparisons'), make('div', { class: 'pair' }, card, make('div', {}, worst, make('p', { class: 'dim' }, '#1 is the first prompt of the probe set. No text of a prompt reaches the operator.')))];
 }
 
-const absent = () => make('details', {}, make('summary', {}, 'What is not shown, because nothing measures it here'),
-  make('ul', {}, ['shares by tokens (the operator counts requests)', 'cost and energy (the workers’ metrics have energy where the host counts it: see the Grafana dashboard of the fleet)'].map((text) => make('li', {}, text))));
+function absent(watched) {
+  const arms = watched ? [watched.candidate, watched.stable] : [];
+  const missing = [];
+  if (!arms.some((arm) => arm.energyPer1kTokens !== null)) missing.push('energy: the hosts of these workers show no counter (RAPL, or an NVIDIA GPU), or no token was generated yet');
+  if (!arms.some((arm) => arm.costPer1kTokens !== null)) missing.push('cost: their pools have no price (the chart’s pools.NAME.pricePerPodHour), or no token was generated yet');
+  return missing.length === 0 ? [] : [make('details', {}, make('summary', {}, 'What is not shown, because nothing measures it here'), make('ul', {}, missing.map((text) => make('li', {}, text))))];
+}
 
 function conditions(status) {
   const all = status.conditions ?? [];

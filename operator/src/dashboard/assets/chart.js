@@ -1,19 +1,7 @@
-// Small charts as SVG, each with its numbers as a table for those who cannot see it.
-const SVG = 'http://www.w3.org/2000/svg';
-const W = 320, H = 150, LEFT = 34, RIGHT = 8, TOP = 8, BOTTOM = 20;
+// Small charts as SVG, each with its numbers as a table for those who cannot see it. Loaded once somebody looks at a rollout.
+import { make } from '/app.js';
 
-/// An element with attributes and children; text is always text, never markup.
-export function make(tag, attributes = {}, ...children) {
-  const svg = ['svg', 'path', 'line', 'rect', 'g', 'text', 'title'].includes(tag);
-  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name === 'on') for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
-    else node.setAttribute(name, value === true ? '' : value);
-  }
-  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
-  return node;
-}
+const W = 320, H = 150, LEFT = 34, RIGHT = 8, TOP = 8, BOTTOM = 20;
 
 const short = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2));
 

@@ -3,8 +3,10 @@
 
 use super::*;
 use crate::{
+    counters::Usage,
     dashboard::{
         comparisons::Margins,
+        spending::Bill,
         ticks::{LivePoint, Point, SignalPoint},
     },
     observe::Compared,
@@ -217,7 +219,10 @@ fn watched(stage: &Stage) {
             tpot: Histogram((-45..-40).map(|bucket| (bucket, requests / 5)).collect()),
         };
         let live = Live { candidate: arm(20), stable: arm(180), seconds: 10.0, users: Users::default() };
-        ticks.keep(key(), "chat-bbbbbbbbbb", point, Some(&live));
+        let used = |tokens, busy_seconds| Usage { tokens, busy_seconds, joules: Some(tokens as f64 / 4.0) };
+        // Stable's pool has no price.
+        let bill = Bill { used: [used(640, 9.0), used(6_000, 70.0)], prices: [Some(0.4), None] };
+        ticks.keep(key(), "chat-bbbbbbbbbb", point, Some(&live), Some(&bill));
         let compared: Vec<_> = (0..8u32)
             .map(|i| Compared {
                 probe: Some((tick * 7 + i) % 64),
@@ -287,6 +292,9 @@ async fn the_page_in_a_browser() {
         "A promotion still waits for",
         "p95",
         "evidence is expected",
+        "9.6 % of tokens",
+        "250 J",
+        "0.00156",
     ] {
         assert!(text.as_str().unwrap().contains(part), "{part} is missing:\n{text}");
     }
