@@ -128,7 +128,7 @@ fn make(worker: &Path, command: &str, pair: &Path, out: &Path, threads: usize) -
     let mut clients = Vec::new();
     if command.starts_with("federated") {
         let token = out.with_extension("token");
-        fs::write(&token, "a token of this table alone").context("cannot write the token")?;
+        fs::write(&token, "a-token-of-this-table-alone").context("cannot write the token")?;
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).context("no free port")?.port();
         main.arg("--token-file").arg(&token).arg(format!("--listen=127.0.0.1:{port}")).arg("--threads=1");
         for index in 0..CLIENTS {
