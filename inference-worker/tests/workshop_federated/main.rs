@@ -291,7 +291,8 @@ async fn no_training_text_leaves_a_client() {
             (&Method::POST, "/v1/join") => {
                 joins += 1;
                 let body: Value = serde_json::from_slice(body).unwrap();
-                let keys: Vec<&String> = body.as_object().unwrap().keys().collect();
+                let mut keys: Vec<&String> = body.as_object().unwrap().keys().collect();
+                keys.sort_unstable();
                 assert_eq!(keys, ["architecture", "client", "samples"]);
                 assert_eq!(body["samples"], json!(tokens.len()));
             }
