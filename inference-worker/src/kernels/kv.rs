@@ -49,11 +49,17 @@ impl KvBits {
     pub(crate) fn seen(self, head: &mut [f32]) {
         match self.largest() {
             None if self == Self::ThirtyTwo => {}
-            None => head.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            None => {
+                for x in head {
+                    *x = f16::from_f32(*x).to_f32();
+                }
+            }
             Some(largest) => {
                 for numbers in head.chunks_mut(GROUP) {
                     let scale = Scale::of(numbers, largest);
-                    numbers.iter_mut().for_each(|x| *x = scale.low + scale.step * f32::from(scale.code(*x, largest)));
+                    for x in numbers {
+                        *x = scale.low + scale.step * f32::from(scale.code(*x, largest));
+                    }
                 }
             }
         }

@@ -55,8 +55,7 @@ impl Stage {
     pub fn of(self, last: LayerPrecision) -> LayerPrecision {
         match (self, last) {
             (_, LayerPrecision::Full) | (Self::Full, _) => LayerPrecision::Full,
-            (Self::Int8, _) => LayerPrecision::Int8,
-            (Self::Int4, LayerPrecision::Int8) => LayerPrecision::Int8,
+            (Self::Int8, _) | (Self::Int4, LayerPrecision::Int8) => LayerPrecision::Int8,
             (Self::Int4, _) => LayerPrecision::Int4,
             (Self::Final, last) => last,
         }
