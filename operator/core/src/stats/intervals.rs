@@ -91,19 +91,62 @@ pub fn share_interval(successes: u64, n: u64, alpha: f64) -> (f64, f64) {
     let constant = ln_gamma(concentration) - ln_gamma(concentration + s + f) + alpha.ln();
     let excess = |p: f64| {
         let (a, b) = (p * concentration, (1.0 - p) * concentration);
-        let mixture = ln_gamma(a + s) - ln_gamma(a) + ln_gamma(b + f) - ln_gamma(b);
-        mixture + constant - s * p.ln() - f * (-p).ln_1p()
+        let likelihood = if s > 0.0 { s * p.ln() } else { 0.0 } + f * (-p).ln_1p();
+        ln_rising(a, s) + ln_rising(b, f) + constant - likelihood
     };
     let estimate = s / (s + f);
     let variance = (estimate * (1.0 - estimate) + 1.0 / (s + f)) / (s + f);
     let at_estimate = excess(estimate.clamp(TINY, 1.0 - TINY));
     let end = |direction: f64| {
-        let quick = nearly_parabolic(&excess, estimate, direction, variance, at_estimate);
+        let quick = if successes == 0 || successes == n {
+            nearly_straight(&excess, estimate, direction * 3.0 * variance.sqrt(), at_estimate)
+        } else {
+            nearly_parabolic(&excess, estimate, direction, variance, at_estimate)
+        };
         quick.or_else(|| crossing(&excess, outside(&excess, estimate, direction * 3.0 * variance.sqrt()), estimate))
     };
     let lower = if successes == 0 { 0.0 } else { end(-1.0).unwrap_or(0.0) };
     let upper = if successes == n { 1.0 } else { end(1.0).unwrap_or(1.0) };
     (lower, upper)
+}
+
+/// ln Γ(a + n) − ln Γ(a) for a whole n ≥ 0: a product of n factors, where that is quicker.
+fn ln_rising(a: f64, n: f64) -> f64 {
+    const FACTORS: f64 = 16.0;
+    if n > FACTORS {
+        return ln_gamma(a + n) - ln_gamma(a);
+    }
+    let mut product = 1.0;
+    let mut factor = 0.0;
+    while factor < n {
+        product *= a + factor;
+        factor += 1.0;
+    }
+    product.ln()
+}
+
+/// The last step of a secant was so small that the next one would be nothing: what is left is of its square.
+fn arrived(p: f64, next: f64) -> bool {
+    (next - p).abs() < 1e-7 * next.min(1.0 - next) && (TINY..=1.0 - TINY).contains(&next)
+}
+
+/// The crossing where no event was seen, or nothing else, if a few steps find it: the estimate is an end of [0, 1], and
+/// from there the excess grows nearly as a straight line, whose secants need four steps.
+fn nearly_straight(excess: &impl Fn(f64) -> f64, estimate: f64, distance: f64, at_estimate: f64) -> Option<f64> {
+    let (mut before, mut at_before) = (estimate, at_estimate);
+    let mut p = estimate + distance;
+    for _ in 0..8 {
+        if !(TINY..=1.0 - TINY).contains(&p) {
+            return None;
+        }
+        let at_p = excess(p);
+        let next = p - at_p * (p - before) / (at_p - at_before);
+        if arrived(p, next) {
+            return Some(next);
+        }
+        (before, at_before, p) = (p, at_p, next);
+    }
+    None
 }
 
 /// The crossing on one side of the estimate, if a few steps find it. Away from the estimate the excess grows nearly as a
@@ -124,11 +167,11 @@ fn nearly_parabolic(
             return None;
         }
         let at_p = excess(p);
-        if at_p.abs() < 1e-9 {
-            return Some(p);
-        }
         let height = (at_p - at_estimate).max(0.0).sqrt();
         let next = p + (target - height) * (p - before) / (height - at_before);
+        if arrived(p, next) {
+            return Some(next);
+        }
         (before, at_before, p) = (p, height, next);
     }
     None
@@ -210,6 +253,46 @@ mod tests {
             assert!(wider.1 - high < 1e-4 && low - wider.0 < 1e-4, "{successes} of {n}");
         }
         assert_eq!(share_interval(7, 3, 0.05), share_interval(3, 3, 0.05));
+    }
+
+    #[test]
+    fn a_product_is_the_difference_of_two_ln_gammas() {
+        for a in [1e-6, 0.3, 5.0, 70.0] {
+            for n in 1..=16 {
+                let n = f64::from(n);
+                let both = ln_gamma(a + n) - ln_gamma(a);
+                assert!((ln_rising(a, n) - both).abs() < 1e-9 * both.abs().max(1.0), "{a} {n}");
+            }
+        }
+        assert_eq!(ln_rising(0.5, 0.0), 0.0);
+    }
+
+    #[test]
+    fn quick_ways_end_where_the_sure_one_does() {
+        for (successes, n) in [(0, 1), (0, 40), (0, 1_000), (0, 1 << 40), (30, 30), (1, 5_000), (7, 90), (500, 1_000)] {
+            let (low, high) = share_interval(successes, n, 0.05);
+            // The e-value is 1/α at each end that is not one of the range: by bisection, nothing else.
+            let rejected = |p: f64| {
+                let level = share_excess(successes, n, p);
+                level > 0.05f64.ln().abs()
+            };
+            for (end, outward) in [(low, -1.0), (high, 1.0)] {
+                if end > 0.0 && end < 1.0 {
+                    assert!(rejected(end + outward * end.min(1.0 - end) * 1e-3), "{successes} of {n}: {end}");
+                    assert!(!rejected(end - outward * end.min(1.0 - end) * 1e-3), "{successes} of {n}: {end}");
+                }
+            }
+        }
+    }
+
+    /// ln of the e-value against p, written out again.
+    fn share_excess(successes: u64, n: u64, p: f64) -> f64 {
+        let ln = 20.0f64.ln();
+        let c = (SHARE_PLANNED / (2.0 * ln + (1.0 + 2.0 * ln).ln()) - 1.0).max(1e-3);
+        let (s, f) = (successes as f64, (n - successes) as f64);
+        let beta = |a: f64, b: f64| ln_gamma(a) + ln_gamma(b) - ln_gamma(a + b);
+        let likelihood = if s > 0.0 { s * p.ln() } else { 0.0 } + f * (-p).ln_1p();
+        beta(p * c + s, (1.0 - p) * c + f) - beta(p * c, (1.0 - p) * c) - likelihood
     }
 
     #[test]
