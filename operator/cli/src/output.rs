@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use jiff::{SpanRound, Timestamp, Unit};
 use serde::Serialize;
+use serde_json::Value;
 use std::io::IsTerminal;
 
 /// `-o`.
@@ -40,15 +41,22 @@ pub(crate) fn print_machine(format: Machine, object: &impl Serialize) -> Result<
 pub(crate) fn print_object(format: Format, object: &impl Serialize) -> Result<()> {
     let text = match format {
         Format::Yaml => yaml(object)?,
-        Format::Json | Format::Wide => serde_json::to_string_pretty(object).context("writing JSON")? + "\n",
+        Format::Json | Format::Wide => serde_json::to_string_pretty(&sorted(object)?).context("writing JSON")? + "\n",
     };
     print!("{text}");
     Ok(())
 }
 
+/// Fields by name, as kubectl prints them, whether or not this build keeps JSON as it was written.
+fn sorted(object: &impl Serialize) -> Result<Value> {
+    let mut value = serde_json::to_value(object).context("writing JSON")?;
+    value.sort_all_objects();
+    Ok(value)
+}
+
 /// YAML that means the same to kubectl, which reads YAML 1.1: there a plain `yes` is no text, and `1_0` is a number.
 pub(crate) fn yaml(object: &impl Serialize) -> Result<String> {
-    let text = serde_yaml::to_string(object).context("writing YAML")?;
+    let text = serde_yaml::to_string(&sorted(object)?).context("writing YAML")?;
     let mut quoted = String::with_capacity(text.len());
     // Depth of the key whose text of several lines goes on: what looks like a scalar there is none.
     let mut block: Option<usize> = None;

@@ -41,7 +41,7 @@ fn it_names_our_rule_where_the_route_has_others_and_the_whole_route_where_not() 
     let write = balancing(&asking(Some(LoadBalancing::LeastRequest)), &world_with(&shared, None)).unwrap();
     assert_eq!((write.kind, write.name.as_str()), (Kind::BackendTrafficPolicy, "chat"));
     let Action::Create(object) = &write.action else { panic!("{write:?}") };
-    insta::assert_yaml_snapshot!("policy", object);
+    insta::assert_yaml_snapshot!("policy", sorted(object));
 
     // A rule that was derived from ours is balanced like it; another rule is not touched.
     shared["metadata"]["annotations"][key::DERIVED_RULES] = json!("bitnet-candidate");

@@ -28,6 +28,13 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
+/// As a snapshot holds it: fields by name, whether or not this build keeps JSON as it was written.
+fn sorted(object: &Value) -> Value {
+    let mut object = object.clone();
+    object.sort_all_objects();
+    object
+}
+
 fn serving(hash: &str, source: Source) -> Serving {
     Serving {
         revision: Revision(format!("chat-{hash}")),
