@@ -200,7 +200,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|line| line.trim() == part), "{part}: {text}");
         }
-        assert_eq!(serde_yaml::from_str::<serde_json::Value>(&text).unwrap(), object);
+        assert_eq!(serde_yaml::from_str::<Value>(&text).unwrap(), object);
     }
 
     #[test]

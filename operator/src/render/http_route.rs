@@ -69,7 +69,12 @@ fn set(
     wanted.insert(key::DERIVED_RULES, detours::names(detours));
     if adopt {
         let kept = meta.annotations.as_ref().and_then(|all| all.get(key::ORIGINALS)).cloned();
-        let originals = kept.unwrap_or_else(|| existing.cloned().unwrap_or(Value::Null).to_string());
+        let originals = kept.unwrap_or_else(|| {
+            let mut refs = existing.cloned().unwrap_or(Value::Null);
+            // One text for one list, whether or not this build keeps JSON as it was written.
+            refs.sort_all_objects();
+            refs.to_string()
+        });
         wanted.insert(key::ORIGINALS, Some(originals));
     }
     annotate(&mut operations, meta, &wanted);
