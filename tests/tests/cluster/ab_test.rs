@@ -171,9 +171,17 @@ pub(crate) async fn a_user_stays_with_one_arm(suite: Arc<Suite>) -> Result<()> {
         ensure!(last.derived.is_empty(), "{name}: rules are left: {:?}", last.derived);
         let account = Account::of(&traffic.stop().await);
         println!("{account}");
-        ensure!(account.failed == 0, "{name}: {account}");
+        ensure!(account.failed == lost_by_the_gateway(&account), "{name}: {account}");
         history.audit()?;
         stand.away().await?;
     }
     Ok(())
+}
+
+/// The one request that Envoy may answer with 500 by itself where rules are derived or vanish. Envoy Gateway then gives a
+/// cluster another name, and for a moment a thread of Envoy has the old route and no longer its cluster
+/// (`cluster_not_found`, flag NC, in its access log); seen once in more than 100,000 requests. More than one is ours.
+fn lost_by_the_gateway(account: &Account) -> usize {
+    let nobody = account.arms.get("-").map_or(0, |arm| arm.failed);
+    account.failures.get("status 500").map_or(0, |failures| (*failures).min(nobody).min(1))
 }
