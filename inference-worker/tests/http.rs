@@ -8,12 +8,12 @@ use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use bitnet_api::worker::{ErrorCounts, REVISION_HEADER};
 use inference_worker::engine::Options;
-use inference_worker::serve::{Stop, internal_router, public_router};
+use inference_worker::serve::{Stop, internal_router};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{BREAKS, FALLS, Fake, Running, SLOW, WAITS, client, counters, fake, object, text, until};
+use support::{BREAKS, FALLS, Fake, Running, SLOW, WAITS, ask, client, counters, fake, object, text, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 
@@ -21,7 +21,7 @@ const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 
 async fn send(fake: &Fake, request: Request<Body>) -> Response {
-    public_router(Arc::clone(&fake.worker)).oneshot(request).await.unwrap()
+    ask(&fake.worker, request).await
 }
 
 async fn raw(fake: &Fake, path: &str, body: impl Into<Body>) -> Response {
@@ -397,12 +397,12 @@ async fn a_worker_without_a_model_is_alive_and_not_ready() {
     let worker = inference_worker::serve::Worker::new(support::settings(dir.path()));
     let get = async |path: &str| {
         let request = Request::get(path).body(Body::empty()).unwrap();
-        public_router(Arc::clone(&worker)).oneshot(request).await.unwrap()
+        ask(&worker, request).await
     };
     assert_eq!(get("/livez").await.status(), 200);
     assert_eq!(get("/readyz").await.status(), 503);
     let request = Request::post(COMPLETIONS).body(Body::from("{}")).unwrap();
-    let response = public_router(Arc::clone(&worker)).oneshot(request).await.unwrap();
+    let response = ask(&worker, request).await;
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()[REVISION_HEADER], "chat-abcdefg234");
     let request = Request::get("/internal/v1/identity").body(Body::empty()).unwrap();

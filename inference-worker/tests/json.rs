@@ -6,27 +6,16 @@ mod support;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
-use inference_worker::serve::{Worker, public_router};
+use inference_worker::serve::Worker;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use support::{Fake, counters, fake, object, text, tiny_model};
-use tower::ServiceExt;
+use support::{Fake, ask, counters, fake, object, text, tiny};
 
 const CHAT: &str = "/v1/chat/completions";
 
 async fn post(worker: &Arc<Worker>, path: &str, body: &Value) -> Response {
     let request = Request::post(path).body(Body::from(body.to_string())).unwrap();
-    public_router(Arc::clone(worker)).oneshot(request).await.unwrap()
-}
-
-/// A worker with a real model of random weights.
-async fn tiny(dir: &tempfile::TempDir) -> Arc<Worker> {
-    tiny_model(dir.path(), 5);
-    let worker = Worker::new(support::settings(dir.path()));
-    let loading = Arc::clone(&worker);
-    tokio::task::spawn_blocking(move || loading.load()).await.unwrap().unwrap();
-    worker.warm_up().await.unwrap();
-    worker
+    ask(worker, request).await
 }
 
 /// Everything in it is bounded, so that no answer is longer than some hundred tokens.
@@ -62,7 +51,7 @@ async fn a_model_of_random_weights_fills_in_the_form() {
     let dir = tempfile::tempdir().unwrap();
     let worker = tiny(&dir).await;
     let format = json!({"type": "json_schema", "json_schema": {"name": "ticket", "strict": true, "schema": ticket()}});
-    let ask = |seed: u64, format: Option<&Value>| {
+    let body = |seed: u64, format: Option<&Value>| {
         let mut body = json!({"messages": [{"role": "user", "content": "x"}], "seed": seed, "max_tokens": 200});
         if let Some(format) = format {
             body["response_format"] = format.clone();
@@ -71,7 +60,7 @@ async fn a_model_of_random_weights_fills_in_the_form() {
     };
     let mut kinds = std::collections::BTreeSet::new();
     for seed in 0..40 {
-        let answer = object(post(&worker, CHAT, &ask(seed, Some(&format))).await).await;
+        let answer = object(post(&worker, CHAT, &body(seed, Some(&format))).await).await;
         let choice = &answer["choices"][0];
         let said = choice["message"]["content"].as_str().unwrap();
         assert_eq!(choice["finish_reason"], "stop", "{said}");
@@ -79,17 +68,17 @@ async fn a_model_of_random_weights_fills_in_the_form() {
         kinds.insert(serde_json::from_str::<Value>(said).unwrap()["kind"].to_string());
     }
     assert_eq!(kinds.len(), 2, "the model chooses where the form leaves a choice");
-    let free = object(post(&worker, CHAT, &ask(0, None)).await).await;
+    let free = object(post(&worker, CHAT, &body(0, None)).await).await;
     assert!(!fits(free["choices"][0]["message"]["content"].as_str().unwrap()), "without a form it writes anything");
 
     // The same by vLLM's name, greedy, with choices that go their own ways, and as a stream.
-    let mut several = ask(1, None);
+    let mut several = body(1, None);
     several["structured_outputs"] = json!({"json": ticket()});
     several["n"] = json!(3);
     let answer = object(post(&worker, CHAT, &several).await).await;
     let choices = answer["choices"].as_array().unwrap();
     assert!(choices.len() == 3 && choices.iter().all(|c| fits(c["message"]["content"].as_str().unwrap())));
-    let mut streamed = ask(1, Some(&format));
+    let mut streamed = body(1, Some(&format));
     streamed["stream"] = json!(true);
     streamed["temperature"] = json!(0);
     let events = text(post(&worker, CHAT, &streamed).await).await;

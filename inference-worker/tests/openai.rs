@@ -8,34 +8,19 @@ use axum::http::Request;
 use axum::response::Response;
 use inference_worker::engine::random::Random;
 use inference_worker::model::{LoadOptions, Model, Step, Want};
-use inference_worker::serve::{MetricNames, TIME_HEADER, Worker, public_router};
+use inference_worker::serve::{MetricNames, TIME_HEADER};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{BREAKS, Fake, Running, WAITS, client, counters, fake, object, text, tiny_model, until};
+use support::{BREAKS, Fake, Running, WAITS, ask, client, counters, fake, object, text, tiny, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tower::ServiceExt;
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 
-async fn ask(worker: &Arc<Worker>, request: Request<Body>) -> Response {
-    public_router(Arc::clone(worker)).oneshot(request).await.unwrap()
-}
-
 async fn post(fake: &Fake, path: &str, body: &Value) -> Response {
     ask(&fake.worker, Request::post(path).body(Body::from(body.to_string())).unwrap()).await
-}
-
-/// A worker with a real model of random weights.
-async fn tiny(dir: &tempfile::TempDir) -> Arc<Worker> {
-    tiny_model(dir.path(), 5);
-    let worker = Worker::new(support::settings(dir.path()));
-    let loading = Arc::clone(&worker);
-    tokio::task::spawn_blocking(move || loading.load()).await.unwrap().unwrap();
-    worker.warm_up().await.unwrap();
-    worker
 }
 
 fn chunks(stream: &str) -> Vec<Value> {

@@ -15,7 +15,9 @@ use axum::response::Response;
 use bitnet_api::worker::Counters;
 use inference_worker::engine::Engine;
 use inference_worker::model::{KvBits, Text};
-use inference_worker::serve::{Facts, MetricNames, ServeError, Server, Settings, Stop, Worker, internal_router};
+use inference_worker::serve::{
+    Facts, MetricNames, ServeError, Server, Settings, Stop, Worker, internal_router, public_router,
+};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -193,6 +195,21 @@ pub async fn text(response: Response) -> String {
 /// A body of JSON.
 pub async fn object(response: Response) -> Value {
     serde_json::from_str(&text(response).await).unwrap()
+}
+
+/// Asks the public router.
+pub async fn ask(worker: &Arc<Worker>, request: Request<Body>) -> Response {
+    public_router(Arc::clone(worker)).oneshot(request).await.expect("a router always answers")
+}
+
+/// A worker with a real model of random weights.
+pub async fn tiny(dir: &tempfile::TempDir) -> Arc<Worker> {
+    tiny_model(dir.path(), 5);
+    let worker = Worker::new(settings(dir.path()));
+    let loading = Arc::clone(&worker);
+    tokio::task::spawn_blocking(move || loading.load()).await.expect("no panic").expect("a model that loads");
+    worker.warm_up().await.expect("the model runs");
+    worker
 }
 
 /// Asks the internal router, with a body by POST, without one by GET.

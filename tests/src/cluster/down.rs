@@ -58,20 +58,17 @@ pub(super) fn assert_gone(layout: &Layout) -> Result<()> {
 fn ours(layout: &Layout) -> Vec<u32> {
     let spared = ancestry();
     let cgroup = format!("/{}", layout.name());
-    let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
-        let name = entry.ok()?.file_name();
-        name.to_str()?.parse::<u32>().ok()
-    });
-    pids.filter(|pid| {
-        let in_cgroup = || {
-            let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            cgroups.lines().any(|line| line.split('/').any(|part| part == &cgroup[1..]))
-        };
-        !spared.contains(pid)
-            && (processes::is_marked(layout, *pid) || in_cgroup() || netns::contains(layout, *pid))
-            && processes::is_running(*pid)
-    })
-    .collect()
+    processes::pids()
+        .filter(|pid| {
+            let in_cgroup = || {
+                let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+                cgroups.lines().any(|line| line.split('/').any(|part| part == &cgroup[1..]))
+            };
+            !spared.contains(pid)
+                && (processes::is_marked(layout, *pid) || in_cgroup() || netns::contains(layout, *pid))
+                && processes::is_running(*pid)
+        })
+        .collect()
 }
 
 /// This process and its ancestors.

@@ -51,7 +51,7 @@ pub use audit::AuditEvent;
 pub use images::{IMAGE_USER, ImageRef, publish_model, publish_program};
 pub use layout::{Layout, NODE_IP, NODE_NAME, cache_dir};
 pub use pki::USERS;
-pub use processes::Process;
+pub use processes::{Process, pids};
 pub use progress::Progress;
 pub use tools::Tools;
 

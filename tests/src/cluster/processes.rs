@@ -133,6 +133,11 @@ pub(super) fn list(layout: &Layout) -> Result<Vec<Process>> {
     Ok(processes)
 }
 
+/// Numbers of the processes of this machine.
+pub fn pids() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
 /// Whether the process exists and is more than a zombie.
 pub(super) fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

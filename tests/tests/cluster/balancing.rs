@@ -5,6 +5,7 @@ use crate::{
     stand::{CHAT, Stand, eventually},
 };
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::pids;
 use kube::{
     Api,
     core::{ApiResource, DynamicObject, GroupVersionKind},
@@ -61,7 +62,7 @@ fn accepted(policy: &Value) -> bool {
 fn least_request(stand: &Stand) -> Result<Option<bool>> {
     let ours = format!("httproute/{}/{CHAT}/", stand.namespace());
     let mut found = Vec::new();
-    for dump in envoys().iter().filter_map(|pid| clusters(*pid)) {
+    for dump in envoys().filter_map(clusters) {
         for config in dump["configs"].as_array().context("a dump without configs")? {
             let cluster = &config["cluster"];
             if cluster["name"].as_str().is_some_and(|name| name.starts_with(&ours)) {
@@ -74,12 +75,8 @@ fn least_request(stand: &Stand) -> Result<Option<bool>> {
 }
 
 /// Processes of Envoy on this machine.
-fn envoys() -> Vec<u32> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "envoy"))
-        .collect()
+fn envoys() -> impl Iterator<Item = u32> {
+    pids().filter(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "envoy"))
 }
 
 /// What Envoy says of its clusters. Its administration listens on its pod's own loopback only.

@@ -6,6 +6,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use e2e::{
+    cluster::pids,
     stage::OPERATOR_NAMESPACE,
     traffic::{Account, Traffic, first_answer},
     world::{http_routes, model_rollouts},
@@ -17,7 +18,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use serde_json::json;
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 async fn nothing_of_ours(stand: &Stand, rollout: &str) -> Result<bool> {
     let list = ListParams::default().labels(&format!("rollouts.bitnet.dev/rollout={rollout}"));
@@ -112,10 +113,9 @@ pub(crate) async fn a_quiet_cluster_sees_no_write(suite: Arc<Suite>) -> Result<(
 }
 
 /// The operator's process id on this machine and its resident memory in bytes.
-pub(crate) fn operator_process() -> Result<(i32, u64)> {
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<i32>().ok()) else { continue };
+pub(crate) fn operator_process() -> Result<(u32, u64)> {
+    for pid in pids() {
+        let path = Path::new("/proc").join(pid.to_string());
         let Ok(command) = fs::read(path.join("cmdline")) else { continue };
         if !command.starts_with(b"/usr/local/bin/operator\0run\0") {
             continue;
