@@ -7,7 +7,7 @@ use crate::{
     Span,
     evidence::{Finding, OnInconclusive, SignalKind},
     model::{Capacity, Revision, Rollout, Strategy},
-    observation::{Detour, Ledger, Observation, Route, RouteState, Workload},
+    observation::{Detour, DetourState, Ledger, Observation, Route, RouteState, Workload},
     plan::{DecisionRecord, Plan, RouteWrite, Shrink, Verdict},
 };
 use std::{collections::BTreeMap, fmt};
@@ -127,7 +127,8 @@ impl<'a> Lint<'a> {
         self.detours(&names);
     }
 
-    /// Rules beside ours lead only to what may have traffic, and are there in an A/B test and at a step with a match only.
+    /// Rules beside ours lead only to what may have traffic, are awake in an A/B test and at a step with a match only, and
+    /// come and go asleep.
     fn detours(&mut self, names: &BTreeMap<&Revision, u32>) {
         let Some(RouteWrite::Set { detours, .. }) = &self.plan.shift else { return };
         let testing = matches!(self.rollout.strategy, Strategy::AbTest(_));
@@ -135,19 +136,33 @@ impl<'a> Lint<'a> {
         let model = &self.rollout.model.revision;
         let weight = names.get(model).copied().unwrap_or(0);
         let step = self.rollout.strategy.steps().iter().rfind(|s| s.weight <= weight);
+        let awake = |rule: &&Detour| rule.state != DetourState::Dormant;
         let chosen = |rule: &Detour| {
             let to_model = rule.to.as_ref() == Some(model);
             !testing && to_model && step.is_some_and(|s| !s.matches.is_empty() && s.matches == rule.headers)
         };
-        let unmarked = detours.mark.is_some() || detours.rules.iter().all(chosen);
+        let unmarked = detours.mark.is_some() || detours.rules.iter().filter(awake).all(chosen);
         self.demand(unmarked, "T5", || "a rule is derived that neither an A/B test nor a step asks for".into());
         self.demand(detours.mark.is_none() || (testing && positive == 2), "T5", || {
             "requests are marked outside of an A/B test".into()
         });
         for rule in &detours.rules {
+            let bare = awake(&rule) || rule.headers.is_empty() && rule.to.is_none();
+            self.demand(bare && rule.state != DetourState::Altered, "T5", || {
+                format!("rule {} is no rule of ours", rule.name)
+            });
             let Some(to) = &rule.to else { continue };
             let fits = names.get(to).is_some_and(|w| *w > 0) && self.endpoints(to) > 0;
             self.demand(fits, "T2", || format!("rule {} leads to {to}, which has no traffic", rule.name));
+        }
+        let there = self.route().map(|r| r.detours.rules.as_slice()).unwrap_or_default();
+        for rule in detours.rules.iter().filter(awake) {
+            let known = there.iter().any(|old| old.name == rule.name);
+            self.demand(known, "T6", || format!("rule {} is awake before the gateway knows it", rule.name));
+        }
+        for old in there.iter().filter(awake) {
+            let stays = detours.rules.iter().any(|rule| rule.name == old.name);
+            self.demand(stays, "T6", || format!("rule {} goes while requests take it", old.name));
         }
     }
 
@@ -425,6 +440,14 @@ impl<'a> Lint<'a> {
         }
         let leaves = matches!(self.plan.shift, Some(RouteWrite::Restore | RouteWrite::Release | RouteWrite::Delete));
         self.demand(!leaves || self.rollout.deleting, "X1", || "the route is let go without a deletion".into());
+        if let (Some(ledger), true) =
+            (self.stored(), matches!(self.plan.shift, Some(RouteWrite::Restore | RouteWrite::Release)))
+        {
+            let serves = ledger.rollback_of.is_none() && self.endpoints(&ledger.stable) > 0;
+            let rules = self.route().map(|r| r.detours.rules.as_slice()).unwrap_or_default();
+            let awake = rules.iter().any(|rule| rule.state != DetourState::Dormant);
+            self.demand(!(serves && awake), "T6", || "derived rules go while requests take them".into());
+        }
         if self.plan.shift == Some(RouteWrite::Restore) {
             let ready = self.route().is_some_and(|r| r.originals_ready == Some(true));
             self.demand(ready, "X2", || "the original backends come back and are not ready".into());

@@ -119,11 +119,36 @@ pub struct Detours {
 pub struct Detour {
     /// What it is for; its name in the route is made from it.
     pub name: String,
+    /// Whether requests take it.
+    pub state: DetourState,
     /// Headers that a request must have beside those of our rule.
     pub headers: Vec<HeaderMatch>,
     /// All of its requests go to this revision; `None`: they are split by the weights, and the rest of our rule's requests
     /// goes to its first backend.
     pub to: Option<Revision>,
+}
+
+impl Detour {
+    /// A rule of this name that no request takes.
+    pub fn dormant(name: &str) -> Self {
+        Self { name: name.into(), state: DetourState::Dormant, ..Self::default() }
+    }
+}
+
+/// Whether requests take a derived rule.
+///
+/// A gateway learns of a rule in two parts, its backends and its matches, and forgets it in two parts. A request that comes
+/// between them is lost (Envoy: `cluster_not_found`). So a rule is added dormant, woken by a later write, put to sleep by
+/// the write that ends its use, and removed when the gateway has long known that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetourState {
+    /// Requests with its headers take it.
+    #[default]
+    Awake,
+    /// No request takes it. It has our rule's backends, and neither headers nor `to`.
+    Dormant,
+    /// Somebody changed it, or our rule, of which it should be a copy.
+    Altered,
 }
 
 /// One backend of our rule.

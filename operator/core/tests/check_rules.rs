@@ -346,10 +346,12 @@ fn a_rule_is_derived_only_where_a_step_has_a_match() {
     let mut s = scene();
     s.rollout.strategy = canary("5:20,10:20:match,20:20,50:20");
     s.write(&[("fp", 90), ("good", 10)], |_| {});
+    let candidate = Detour { name: "candidate".into(), ..Detour::default() };
+    s.route().detours.rules = vec![Detour::dormant("candidate")];
     let derive = |s: &mut Scene, to: &str| {
         let headers = s.rollout.strategy.steps()[1].matches.clone();
         if let Some(RouteWrite::Set { detours, .. }) = &mut s.plan.shift {
-            detours.rules = vec![Detour { name: "candidate".into(), headers, to: Some(revision(to)) }];
+            detours.rules = vec![Detour { headers, to: Some(revision(to)), ..candidate.clone() }];
         }
     };
     derive(&mut s, "good");
@@ -359,6 +361,38 @@ fn a_rule_is_derived_only_where_a_step_has_a_match() {
     derive(&mut s, "good");
     s.rollout.strategy = canary("5:20,10:20,20:20,50:20");
     s.breaks("T5");
+}
+
+#[test]
+fn a_rule_comes_and_goes_asleep() {
+    let mut s = scene();
+    s.rollout.strategy = canary("5:20,10:20:match,20:20,50:20");
+    let headers = s.rollout.strategy.steps()[1].matches.clone();
+    let awake = Detour { name: "candidate".into(), headers, to: Some(revision("good")), ..Detour::default() };
+    s.write(&[("fp", 90), ("good", 10)], |_| {});
+    let rules = |s: &mut Scene, there: &[Detour], written: &[Detour]| {
+        s.route().detours.rules = there.to_vec();
+        if let Some(RouteWrite::Set { detours, .. }) = &mut s.plan.shift {
+            detours.rules = written.to_vec();
+        }
+    };
+    let asleep = Detour::dormant("candidate");
+    for (there, written) in [
+        (vec![], vec![asleep.clone()]),
+        (vec![asleep.clone()], vec![awake.clone()]),
+        (vec![awake.clone()], vec![asleep.clone()]),
+        (vec![asleep.clone()], vec![]),
+    ] {
+        rules(&mut s, &there, &written);
+        assert_eq!(check(&s.rollout, &s.observation, &s.plan), Vec::new());
+    }
+    for (there, written) in [(vec![], vec![awake.clone()]), (vec![awake.clone()], vec![])] {
+        rules(&mut s, &there, &written);
+        s.breaks("T6");
+    }
+    rules(&mut s, &[awake], &[]);
+    s.plan.shift = Some(RouteWrite::Release);
+    s.breaks("T6");
 }
 
 /// A BitNet model is stable, its pods make room for the candidate at 10 %.

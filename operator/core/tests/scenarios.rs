@@ -31,7 +31,7 @@ use bitnet_core::{
     Span, Time,
     evidence::{OnInconclusive, OnNoTraffic},
     model::{Capacity, DeletionPolicy, Revision, RouteTarget},
-    observation::{Preview, Verb, VerbRequest},
+    observation::{Detour, DetourState, Detours, Preview, Verb, VerbRequest},
     plan::{Plan, PreviewWrite, RouteWrite, Shrink},
     report::Reason,
 };
@@ -189,8 +189,13 @@ impl Runner {
             ("attempt", _) => ledger.map_or("none".into(), |l| l.attempt.to_string()),
             ("rules", _) => {
                 let detours = self.world.route.as_ref().map(|r| r.detours.clone()).unwrap_or_default();
-                let names: Vec<_> = detours.rules.iter().map(|rule| rule.name.as_str()).collect();
-                if detours == bitnet_core::observation::Detours::default() { "none".into() } else { names.join(",") }
+                let name = |rule: &Detour| match rule.state {
+                    DetourState::Awake => rule.name.clone(),
+                    DetourState::Dormant => format!("({})", rule.name),
+                    DetourState::Altered => format!("{}!", rule.name),
+                };
+                let names: Vec<_> = detours.rules.iter().map(name).collect();
+                if detours == Detours::default() { "none".into() } else { names.join(",") }
             }
             ("service", _) => self.world.baseline_service.to_string(),
             ("preview", _) => match &self.world.preview {
@@ -236,8 +241,8 @@ impl Runner {
             "rules" => {
                 let detours = &mut self.world.route.as_mut().unwrap().detours;
                 match rest[0] {
-                    "gone" => *detours = bitnet_core::observation::Detours::default(),
-                    _ => detours.rules.iter_mut().for_each(|rule| rule.name.push('!')),
+                    "gone" => *detours = Detours::default(),
+                    _ => detours.rules.iter_mut().for_each(|rule| rule.state = DetourState::Altered),
                 }
             }
             "preview" => self.world.preview = if rest[0] == "foreign" { Preview::Foreign } else { Preview::Missing },

@@ -1,44 +1,35 @@
 //! What the route does beside the weights of our rule, as it is stored.
 
 use super::RouteView;
-use crate::render::detours::{PREFIX, SPLIT, mark_of};
+use crate::render::detours::{DORMANT, PREFIX, SPLIT, mark_of, marked};
 use bitnet_core::{
     model::{HeaderMatch, Revision},
-    observation::{Detour, Detours},
+    observation::{Detour, DetourState, Detours},
 };
 use serde_json::{Map, Value};
 
 /// A route has at most this many rules.
 const MOST_RULES: usize = 16;
-/// Appended to the name of a derived rule that is not what it should be: such a rule is never asked for.
-const ALTERED: char = '!';
 
 /// The detours of a route, and the backends that its split is in.
 pub(super) fn read(view: &RouteView) -> (Detours, Option<&Value>) {
     let none = Value::Null;
     let ours = view.rule().unwrap_or(&none);
     let derived = view.derived();
-    let split = derived.iter().find(|(_, rule)| rule["name"] == format!("{PREFIX}{SPLIT}").as_str());
-    let refs = split.map_or_else(|| view.backend_refs(), |(_, rule)| rule.get("backendRefs"));
-    let mark = common_mark(refs);
-    let mut rules: Vec<Detour> = derived
-        .iter()
-        .map(|(_, rule)| {
-            let mut detour = detour(ours, rule);
-            if common_mark(rule.get("backendRefs")) != mark {
-                detour.name.push(ALTERED);
-            }
-            detour
-        })
-        .collect();
+    let mut rules: Vec<Detour> = derived.iter().map(|(_, rule)| detour(ours, rule)).collect();
+    let splits =
+        |(detour, _): &(&Detour, &(usize, &Value))| detour.name == SPLIT && detour.state != DetourState::Dormant;
+    let split = rules.iter().zip(&derived).find(splits).map(|(_, (_, rule))| *rule);
     // Where the split is apart, our rule gives everything to its first backend, unmarked.
-    let aside =
-        |(i, backend): (usize, &Value)| backend["weight"] == if i == 0 { 100 } else { 0 } && mark_of(backend).is_none();
-    if split.is_some() && !list(view.backend_refs()).iter().enumerate().all(aside) {
-        for rule in &mut rules {
-            rule.name.push(ALTERED);
+    let aside = |(i, backend): (usize, &Value)| backend["weight"] == if i == 0 { 100 } else { 0 };
+    let apart = mark_of(ours).is_none() && list(view.backend_refs()).iter().enumerate().all(aside);
+    let mark = mark_of(split.unwrap_or(ours));
+    for (detour, (_, rule)) in rules.iter_mut().zip(&derived) {
+        if mark_of(rule) != mark || split.is_some() && !apart {
+            detour.state = DetourState::Altered;
         }
     }
+    let refs = split.map_or_else(|| view.backend_refs(), |rule| rule.get("backendRefs"));
     (Detours { mark: mark.map(str::to_owned), rules }, refs)
 }
 
@@ -51,30 +42,25 @@ fn list(value: Option<&Value>) -> &[Value] {
     value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-/// The mark of all backends; where they differ, something that is never asked for.
-fn common_mark(refs: Option<&Value>) -> Option<&str> {
-    let mut marks = list(refs).iter().map(mark_of);
-    let first = marks.next().flatten();
-    if marks.all(|mark| mark == first) { first } else { Some("?") }
-}
-
 fn detour(ours: &Value, rule: &Value) -> Detour {
     let name = rule["name"].as_str().unwrap_or_default();
-    let mut name = name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
+    let name = name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
     let headers = more_headers(ours, rule).filter(|_| rest(ours) == rest(rule));
-    if headers.is_none() {
-        name.push(ALTERED);
-    }
+    let nobody = |header: &HeaderMatch| (header.name.as_str(), header.value.as_str()) == DORMANT;
     let to = match list(rule.get("backendRefs")) {
         [only] if only["weight"] == 100 => only["name"].as_str().map(|name| Revision(name.to_owned())),
         _ => None,
     };
-    Detour { name, headers: headers.unwrap_or_default(), to }
+    match headers {
+        Some(headers) if headers.iter().any(nobody) => Detour::dormant(&name),
+        Some(headers) => Detour { name, headers, to, state: DetourState::Awake },
+        None => Detour { name, headers: Vec::new(), to, state: DetourState::Altered },
+    }
 }
 
 /// Everything but what a derived rule has of its own.
 fn rest(rule: &Value) -> Map<String, Value> {
-    let mut rest = rule.as_object().cloned().unwrap_or_default();
+    let mut rest = marked(rule.clone(), None).as_object().cloned().unwrap_or_default();
     for own in ["name", "matches", "backendRefs"] {
         rest.remove(own);
     }

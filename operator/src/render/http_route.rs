@@ -55,9 +55,7 @@ fn set(
     let meta = route.meta();
     let existing = route.backend_refs();
     let mut operations = rule_tests(world);
-    let refs = detours::own_refs(existing, backends, detours);
-    operations.add(["spec", "rules", &route.index(), "backendRefs"], refs);
-    detours::replace(&mut operations, route, &detours::rules(route, backends, detours));
+    detours::write(&mut operations, route, backends, detours);
 
     let mut ledger = ledger.clone();
     if adopt {
@@ -92,7 +90,7 @@ fn restore(world: &World, uid: &str) -> json_patch::Patch {
         _ if route.backend_refs().is_some() => operations.remove(["spec", "rules", &route.index(), "backendRefs"]),
         _ => {}
     }
-    detours::replace(&mut operations, route, &[]);
+    detours::clear(&mut operations, route);
     clear(&mut operations, route.meta());
     operations.without_owner(route.meta(), uid);
     operations.patch()
@@ -102,12 +100,7 @@ fn release(world: &World, uid: &str) -> json_patch::Patch {
     let route = &world.route;
     let meta = route.meta();
     let mut operations = Operations::on(meta);
-    let refs = route.backend_refs().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    if refs.iter().any(|backend| detours::mark_of(backend).is_some()) {
-        let plain = refs.iter().cloned().map(|backend| detours::marked(backend, None)).collect();
-        operations.replace(["spec", "rules", &route.index(), "backendRefs"], plain);
-    }
-    detours::replace(&mut operations, route, &[]);
+    detours::clear(&mut operations, route);
     clear(&mut operations, meta);
     operations.without_owner(meta, uid);
     operations.patch()
@@ -124,10 +117,9 @@ pub(crate) fn detach_patch(route: &RouteView, uid: &str) -> json_patch::Patch {
     let mut operations = Operations::on(meta);
     if let Some(mut alone) = alone.filter(|_| refs.is_some_and(|refs| refs.len() > 1)) {
         alone["weight"] = json!(100);
-        let alone = detours::marked(alone, None);
         operations.replace(["spec", "rules", &route.index(), "backendRefs"], json!([alone]));
     }
-    detours::replace(&mut operations, route, &[]);
+    detours::clear(&mut operations, route);
     clear(&mut operations, meta);
     operations.without_owner(meta, uid);
     operations.patch()

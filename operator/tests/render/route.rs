@@ -60,8 +60,9 @@ fn detours() -> Detours {
         name: name.into(),
         headers: vec![beta.clone(), header("Cookie", &format!("arm={to}.*"), true)],
         to: Some(Revision(to.into())),
+        ..Detour::default()
     };
-    let split = Detour { name: "split".into(), headers: vec![beta.clone()], to: None };
+    let split = Detour { name: "split".into(), headers: vec![beta.clone()], ..Detour::default() };
     Detours {
         mark: Some("1;uid-of-chat".into()),
         rules: vec![split, sticky("candidate", "chat-bbbbbbbbbb"), sticky("stable", "chat-aaaaaaaaaa")],
@@ -97,6 +98,41 @@ fn derived_rules_copy_every_field_of_ours_and_vanish_without_a_trace() {
 }
 
 #[test]
+fn a_rule_wakes_and_sleeps_in_its_place() {
+    let mut before = route(&json!({key::EPOCH: "4", key::ROLLOUT: "chat/uid-of-chat"}));
+    let refs = |route: &Value, rule: usize| route["spec"]["rules"][rule]["backendRefs"].clone();
+    let with = |wanted: Detours, weights: [(&str, u32); 2]| {
+        let mut write = set(&weights, ledger(5), false, None);
+        if let RouteWrite::Set { detours, .. } = &mut write {
+            *detours = wanted;
+        }
+        write
+    };
+    let asleep = || Detours { mark: None, rules: detours().rules.iter().map(|r| Detour::dormant(&r.name)).collect() };
+    let none = [("chat-aaaaaaaaaa", 100), ("chat-bbbbbbbbbb", 0)];
+    let mut added = written(&before, with(asleep(), none));
+    insta::assert_json_snapshot!("dormant_rule", sorted(&added["spec"]["rules"][2]));
+    assert_eq!(added["spec"]["rules"][1]["filters"], before["spec"]["rules"][1]["filters"], "no request is marked");
+    // A rule that a person adds meanwhile stands behind ours, and stays there.
+    let theirs = json!({"name": "theirs", "backendRefs": [{"name": "x", "port": 1}]});
+    for route in [&mut before, &mut added] {
+        route["spec"]["rules"].as_array_mut().unwrap().push(theirs.clone());
+    }
+    let awake = written(&added, with(detours(), [("chat-aaaaaaaaaa", 90), ("chat-bbbbbbbbbb", 10)]));
+    let names = |route: &Value| -> Vec<Value> {
+        route["spec"]["rules"].as_array().unwrap().iter().map(|rule| rule["name"].clone()).collect()
+    };
+    assert_eq!(names(&awake), names(&added));
+    assert_eq!(refs(&awake, 3)[0]["name"], "chat-bbbbbbbbbb");
+    // Backends of our rule have no filters of ours: they would give its traffic another cluster in Envoy.
+    assert!(!refs(&awake, 1).to_string().contains("x-bitnet-split"), "{awake}");
+    let again = written(&awake, with(asleep(), none));
+    assert_eq!(again["spec"], added["spec"]);
+    let after = written(&again, set(&none, ledger(6), false, None));
+    assert_eq!(after["spec"], written(&before, set(&none, ledger(6), false, None))["spec"]);
+}
+
+#[test]
 fn the_rule_of_a_step_sends_requests_with_its_headers_to_the_candidate_and_goes_with_it() {
     let mut before = route(&json!({key::EPOCH: "4", key::ROLLOUT: "chat/uid-of-chat"}));
     before["spec"]["rules"][1]["sessionPersistence"] = json!({"sessionName": "mine"});
@@ -105,7 +141,8 @@ fn the_rule_of_a_step_sends_requests_with_its_headers_to_the_candidate_and_goes_
     if let RouteWrite::Set { detours: wanted, .. } = &mut write {
         let headers = vec![HeaderMatch { name: "x-beta".into(), value: "yes".into(), regex: false }];
         let to = Some(Revision("chat-bbbbbbbbbb".into()));
-        *wanted = Detours { mark: None, rules: vec![Detour { name: "candidate".into(), headers, to }] };
+        *wanted =
+            Detours { mark: None, rules: vec![Detour { name: "candidate".into(), headers, to, ..Detour::default() }] };
     }
     let during = written(&before, write);
     insta::assert_json_snapshot!("rule_of_a_step", sorted(&during["spec"]["rules"]).as_array().unwrap()[1..]);

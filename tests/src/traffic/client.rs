@@ -16,6 +16,8 @@ use tokio::net::TcpStream;
 pub struct Request {
     /// `Host` header.
     pub host: String,
+    /// One more header.
+    pub header: Option<(String, String)>,
     /// The prompt.
     pub prompt: String,
     /// Tokens to ask for.
@@ -71,9 +73,13 @@ impl Connections {
             "model": "default", "prompt": request.prompt, "max_tokens": request.max_tokens,
             "temperature": 0, "stream": request.stream,
         });
-        let head = hyper::Request::post("/v1/completions")
+        let mut head = hyper::Request::post("/v1/completions")
             .header("host", &request.host)
-            .header("content-type", "application/json")
+            .header("content-type", "application/json");
+        if let Some((name, value)) = &request.header {
+            head = head.header(name, value);
+        }
+        let head = head
             .body(Full::new(Bytes::from(body.to_string())))
             .map_err(|e| Failure::before_head(Outcome::Connect(e.to_string())))?;
         let answer =

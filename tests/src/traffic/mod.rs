@@ -29,6 +29,8 @@ pub struct Config {
     pub address: SocketAddr,
     /// `Host` header.
     pub host: String,
+    /// One more header of every request.
+    pub header: Option<(String, String)>,
     /// Requests per second.
     pub rate: f64,
     /// Prompts, taken in turn.
@@ -47,6 +49,7 @@ impl Config {
         Self {
             address,
             host: host.into(),
+            header: None,
             rate: 20.0,
             prompts,
             max_tokens: 8,
@@ -110,6 +113,7 @@ pub async fn first_answer(config: &Config, limit: Duration) -> anyhow::Result<()
     loop {
         let request = Request {
             host: config.host.clone(),
+            header: config.header.clone(),
             prompt: config.prompts.first().cloned().unwrap_or_default(),
             max_tokens: config.max_tokens,
             stream: false,
@@ -142,6 +146,7 @@ async fn drive(config: Config, records: Arc<Mutex<Vec<Record>>>, in_flight: Arc<
         let prompt = &config.prompts[(number % config.prompts.len().max(1) as u64) as usize];
         let request = Request {
             host: config.host.clone(),
+            header: config.header.clone(),
             prompt: prompt.clone(),
             max_tokens: config.max_tokens,
             stream: config.stream_every > 0 && number.is_multiple_of(config.stream_every),

@@ -23,8 +23,10 @@ pub struct RouteVersion {
     /// Weights of all backends of the user's rules, by Service name; of the rule that holds the split of an A/B test, where
     /// there is one.
     pub weights: BTreeMap<String, i64>,
-    /// Names of the rules that were derived for an A/B test.
+    /// Names of the rules that were derived for a trial.
     pub derived: Vec<String>,
+    /// Those of them that requests take.
+    pub awake: Vec<String>,
     /// Our annotations, without their prefix.
     pub ledger: BTreeMap<String, String>,
 }
@@ -118,7 +120,10 @@ fn record(versions: &Mutex<Vec<RouteVersion>>, route: &DynamicObject) {
     let is_derived = |rule: &&serde_json::Value| names.split(',').any(|name| rule["name"] == name);
     let derived = rules.iter().filter(is_derived).map(|rule| rule["name"].as_str().unwrap_or_default().to_owned());
     let derived: Vec<String> = derived.collect();
-    let apart = derived.iter().any(|name| name == "bitnet-split");
+    let asleep = |rule: &serde_json::Value| rule["matches"].to_string().contains("\"x-bitnet-dormant\"");
+    let awake = rules.iter().filter(|rule| is_derived(rule) && !asleep(rule));
+    let awake: Vec<String> = awake.map(|rule| rule["name"].as_str().unwrap_or_default().to_owned()).collect();
+    let apart = awake.iter().any(|name| name == "bitnet-split");
     let counted = |rule: &&serde_json::Value| if apart { rule["name"] == "bitnet-split" } else { !is_derived(rule) };
     for rule in rules.iter().filter(counted) {
         for backend in rule["backendRefs"].as_array().into_iter().flatten() {
@@ -136,11 +141,13 @@ fn record(versions: &Mutex<Vec<RouteVersion>>, route: &DynamicObject) {
         resource_version: route.resource_version().unwrap_or_default(),
         weights,
         derived,
+        awake,
         ledger,
     };
     let mut versions = versions.lock().unwrap_or_else(PoisonError::into_inner);
     let same = versions.last().is_some_and(|last| {
-        last.weights == version.weights && last.derived == version.derived && last.ledger == version.ledger
+        let rules = last.derived == version.derived && last.awake == version.awake;
+        rules && last.weights == version.weights && last.ledger == version.ledger
     });
     if !same {
         versions.push(version);

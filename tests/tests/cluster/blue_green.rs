@@ -105,6 +105,7 @@ async fn preview_answers(stand: &Stand) -> Result<String> {
     let connections = Connections::new(config.address);
     let request = Request {
         host: PREVIEW.into(),
+        header: None,
         prompt: config.prompts.first().cloned().unwrap_or_default(),
         max_tokens: 4,
         stream: false,

@@ -143,9 +143,9 @@ fn trials(suite: Option<&Arc<Suite>>) -> (Vec<Trial>, Vec<Trial>) {
         trial!(canary::identical_models_are_promoted),
         trial!(canary::healthy_is_promoted_damaged_is_rolled_back),
         trial!(blue_green::nobody_meets_a_damaged_model_and_both_ways_cost_nothing),
+        trial!(ab_test::a_user_stays_with_one_arm),
         trial!(guard::a_defect_after_the_promotion_goes_back_to_fp16),
         // Minutes of their own: `cargo verify --long`.
-        trial!(ab_test::a_user_stays_with_one_arm).with_ignored_flag(true),
         trial!(steps::pods_and_headers_of_a_step).with_ignored_flag(true),
         trial!(fallback::a_request_that_the_model_fails_is_answered_by_fp16).with_ignored_flag(true),
         trial!(federated::four_clients_and_a_coordinator_publish_a_model).with_ignored_flag(true),

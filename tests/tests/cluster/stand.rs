@@ -116,6 +116,12 @@ impl Stand {
         Ok(Traffic::start(config))
     }
 
+    /// Starts traffic of requests with a header.
+    pub(crate) fn traffic_with(&self, rate: f64, (name, value): (&str, &str)) -> Result<Traffic> {
+        let header = Some((name.to_owned(), value.to_owned()));
+        Ok(Traffic::start(Config { rate, header, ..self.traffic_config()? }))
+    }
+
     /// Takes the rollout down, then the namespace, and waits for both: the next test has the machine for itself.
     pub(crate) async fn away(self) -> Result<()> {
         let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client.clone());

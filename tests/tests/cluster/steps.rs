@@ -24,6 +24,8 @@ pub(crate) async fn pods_and_headers_of_a_step(suite: Arc<Suite>) -> Result<()> 
     let history = stand.history();
     stand.serve_baseline().await?;
     let traffic = stand.traffic(10.0).await?;
+    // Those whom the rule is for meet it when it wakes and when it goes.
+    let chosen_ones = stand.traffic_with(20.0, ("x-beta", "yes"))?;
     let beta = json!({"headers": [{"name": "x-beta", "value": "yes"}]});
     let steps = json!([
         {"weight": 5, "duration": "45s", "replicas": 1, "match": beta},
@@ -50,15 +52,19 @@ pub(crate) async fn pods_and_headers_of_a_step(suite: Arc<Suite>) -> Result<()> 
     ensure!(by_lot.len() == 2, "the header means nothing any more: {by_lot:?}");
     let versions = history.versions();
     let before = versions.iter().rev().find(|v| v.weights.get(&candidate) == Some(&5)).context("no version at 5 %")?;
-    ensure!(before.derived == ["bitnet-candidate"], "{:?}", before.derived);
+    ensure!(before.awake == ["bitnet-candidate"], "{:?}", before.awake);
     let last = versions.last().context("no version")?;
-    ensure!(last.derived.is_empty(), "rules are left: {:?}", last.derived);
+    ensure!(last.awake.is_empty(), "rules are left: {:?}", last.awake);
 
     stand.rollouts.verb(CHAT, "abort", "e2e").await?;
     stand.rollouts.phase(CHAT, "RolledBack", Duration::from_secs(60)).await?;
-    let account = Account::of(&traffic.stop().await);
-    println!("{account}");
-    ensure!(account.failed == 0, "{account}");
+    for traffic in [traffic, chosen_ones] {
+        let account = Account::of(&traffic.stop().await);
+        println!("{account}");
+        ensure!(account.failed == 0, "{account}");
+    }
+    let last = history.versions().pop().context("no version")?;
+    ensure!(last.derived.is_empty(), "rules are left: {:?}", last.derived);
     history.audit()?;
     stand.away().await
 }

@@ -173,7 +173,7 @@ pub(super) fn advance(d: &mut Draft<'_>) -> bool {
         say_step(d, Phase::Progressing, Reason::Preflight, "quality must be proven before a user meets it");
         return false;
     }
-    if let Some(text) = detours::no_room(&d.view, detours::needed(&d.view, test)) {
+    if let Some(text) = detours::no_room(&d.view) {
         let name = super::route::route_name(d);
         d.say(Phase::Holding, note(Reason::RuleMissing, format!("HTTPRoute {name}"), text));
         return false;

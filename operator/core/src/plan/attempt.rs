@@ -124,18 +124,22 @@ fn take_tick(d: &mut Draft<'_>) {
     if !tick_due(rollout, &d.plan.state, now) {
         return;
     }
-    let Some(mut attempt) = d.plan.state.attempt.clone() else { return };
-    let late = now - attempt.last_tick;
+    let Some(running) = &mut d.plan.state.attempt else { return };
+    let late = now - running.last_tick;
+    let missed = Sample { probes: ProbeOutcome::Running, ..Sample::default() };
     let sample = match &d.view.obs.sample {
-        Some(sample) => sample.clone(),
+        Some(sample) => sample,
         // Asked for and not there: it comes with the next look, or the tick passes without data.
         None if late.0 < interval.0.saturating_mul(2) => {
             d.wake(Span(200));
             return;
         }
-        None => Sample { probes: ProbeOutcome::Running, ..Sample::default() },
+        None => &missed,
     };
-    compare_identities(d, &mut attempt, &sample);
+    // The evidence is most of an attempt: it is moved, the rest stays to be read while the tick is taken.
+    let evidence = running.evidence.take();
+    let mut attempt = Attempt { evidence, ..running.clone() };
+    compare_identities(d, &mut attempt, sample);
     if attempt.mismatch.is_some() {
         attempt.job = None;
         d.state().attempt = Some(attempt);
@@ -146,7 +150,7 @@ fn take_tick(d: &mut Draft<'_>) {
     if attempt.evidence.as_ref().is_some_and(|e| !e.is_of(&current)) {
         attempt.reconfigure(rollout);
     }
-    let probes = take_probes(d, &mut attempt, &sample);
+    let probes = take_probes(d, &mut attempt, sample);
     if attempt.reconfigurations != tests {
         tell_restart(d, &attempt);
     }
@@ -156,13 +160,13 @@ fn take_tick(d: &mut Draft<'_>) {
         attempt.unwatched = Span(attempt.unwatched.0.saturating_add(late.0 - interval.0));
     }
     attempt.last_tick = if late.0 < interval.0.saturating_mul(2) { attempt.last_tick + interval } else { now };
-    let tick = tick(d, &attempt, &sample, probes);
+    let tick = tick(d, &attempt, sample, probes);
     let gate = effective(rollout, attempt.reconfigurations);
-    let evidence = attempt.evidence.get_or_insert_with(|| Evidence::new(&gate));
+    let evidence = attempt.evidence.get_or_insert_with(|| Box::new(Evidence::new(&gate)));
     let assessment = evidence.step(&gate, &tick);
     d.plan.assessment = Some(asked(&d.view, evidence, &gate, assessment));
     d.ticked = true;
-    ab_test::take_users(d, &mut attempt, &gate, &tick, &sample);
+    ab_test::take_users(d, &mut attempt, &gate, &tick, sample);
     if let Some((candidate, _, _)) = &tick.live {
         attempt.last_requests = u32::try_from(candidate.requests).unwrap_or(u32::MAX);
         if tick.weight.is_some_and(|w| w > 0) {

@@ -1,7 +1,7 @@
 //! fp16 comes first: taking the route over with it, and replacing it after an edit.
 
 use super::{
-    RouteWrite, Verdict,
+    RouteWrite, Verdict, detours,
     draft::{Draft, SOON, Waiting, note, since},
     verdict::decision_id,
     view::Standing,
@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Span,
     model::{LatchKey, Revision, RouteTarget},
-    observation::{Detours, Ledger, RouteState},
+    observation::{Ledger, RouteState},
     report::{Phase, Reason},
 };
 
@@ -69,7 +69,8 @@ fn write(d: &mut Draft<'_>, route_object: &str) {
         // Backends that are ours already (somebody removed the annotations) are no originals to go back to.
         let listed = d.view.route().map(|r| r.backends.as_slice()).unwrap_or_default();
         let ours = !listed.is_empty() && listed.iter().all(|b| d.view.workload(&Revision(b.name.clone())).is_some());
-        RouteWrite::Set { backends, ledger, detours: Detours::default(), adopt: !ours, decision: None }
+        let detours = detours::of_write(&d.view, &ledger, &backends);
+        RouteWrite::Set { backends, ledger, detours, adopt: !ours, decision: None }
     });
     let text = format!("taken over, {home} at 100 %");
     d.event(false, Reason::Adopted, route_object, text.clone());

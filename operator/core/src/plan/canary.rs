@@ -153,7 +153,7 @@ pub(super) fn advance(d: &mut Draft<'_>) -> bool {
         recruit(d, index, &format!("{} %", next.weight));
         return false;
     }
-    if let Some(text) = detours::no_room(&d.view, usize::from(!next.matches.is_empty())) {
+    if let Some(text) = detours::no_room(&d.view).filter(|_| !next.matches.is_empty()) {
         let name = route::route_name(d);
         d.say(Phase::Holding, note(Reason::RuleMissing, format!("HTTPRoute {name}"), text));
         return false;

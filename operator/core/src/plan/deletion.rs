@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Span,
     model::{DeletionPolicy, Revision},
-    observation::{Detours, Route, RouteState},
+    observation::{Detour, DetourState, Detours, Ledger, Route, RouteState},
     report::{Phase, Reason},
 };
 
@@ -44,6 +44,9 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
         released(d, object, "its own route is deleted");
         return;
     }
+    if asleep(d, route, object) {
+        return;
+    }
     if policy == DeletionPolicy::Delete && route.originals_ready == Some(true) {
         d.plan.shift = Some(RouteWrite::Restore);
         released(d, object, "the route goes back to its original backends");
@@ -60,18 +63,7 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
     let alone = d.view.weights().len() == 1 && d.view.weight(&on) == 100;
     if !alone && d.view.home(100).as_ref() == Some(&on) {
         let weights = [(on.clone(), 100)];
-        let Some(old) = d.view.ledger() else { return };
-        let mut ledger = old.clone();
-        ledger.epoch = old.epoch.saturating_add(1);
-        ledger.step = 0;
-        d.remember(&ledger, &weights);
-        d.plan.shift = Some(RouteWrite::Set {
-            backends: weights.into(),
-            ledger,
-            detours: Detours::default(),
-            adopt: false,
-            decision: None,
-        });
+        alone_at(d, weights.into());
         d.say(
             Phase::RollingBack,
             note(Reason::Deleting, object, format!("all traffic to {on}, which is left serving")),
@@ -89,6 +81,42 @@ fn let_go(d: &mut Draft<'_>, route: &Route, object: &str) {
     released(d, object, &format!("the route is let go, {on} goes on serving"));
 }
 
+/// All traffic to where it is left; derived rules go to sleep.
+fn alone_at(d: &mut Draft<'_>, backends: Vec<(Revision, u32)>) {
+    let Some(old) = d.view.ledger() else { return };
+    let (epoch, rules) = (old.epoch.saturating_add(1), d.view.route().map(|r| r.detours.rules.clone()));
+    let ledger = Ledger { epoch, step: 0, ..old.clone() };
+    d.remember(&ledger, &backends);
+    let rules = rules.unwrap_or_default().iter().map(|rule| Detour::dormant(&rule.name)).collect();
+    let detours = Detours { mark: None, rules };
+    d.plan.shift = Some(RouteWrite::Set { backends, ledger, detours, adopt: false, decision: None });
+}
+
+/// Derived rules are put to sleep before they are removed, for as long as a gateway may need to learn of it
+/// ([`crate::observation::DetourState`]); true while that goes on. It does not wait for an acceptance: a deletion must end
+/// without a gateway, too.
+fn asleep(d: &mut Draft<'_>, route: &Route, object: &str) -> bool {
+    let awake = route.detours.mark.is_some() || route.detours.rules.iter().any(|r| r.state != DetourState::Dormant);
+    match d.view.home(100) {
+        Some(on) if awake => alone_at(d, vec![(on, 100)]),
+        Some(_) if !route.detours.rules.is_empty() => {
+            let now = d.now();
+            let since = *d.state().waiting_since.get_or_insert(now);
+            if now - since >= DRAIN {
+                return false;
+            }
+            d.wake(Span(DRAIN.0 - (now - since).0));
+        }
+        // Where nobody can serve, or no rule is there, nothing is lost.
+        _ => return false,
+    }
+    d.say(
+        Phase::RollingBack,
+        note(Reason::Deleting, object, "the rules derived from yours go when no request takes them"),
+    );
+    true
+}
+
 fn released(d: &mut Draft<'_>, object: &str, text: &str) {
     let now = d.now();
     d.state().released_at = Some(now);
@@ -99,10 +127,10 @@ fn released(d: &mut Draft<'_>, object: &str, text: &str) {
 
 /// The backend of ours with the most traffic.
 fn heaviest(d: &Draft<'_>) -> Option<Revision> {
-    let ours = |name: &String| d.view.workload(&Revision(name.clone())).is_some();
+    let ours = |name: &str| d.view.workload(&Revision(name.to_owned())).is_some();
     let weights = d.view.weights();
     let best = weights.iter().filter(|(name, w)| **w > 0 && ours(name)).max_by_key(|(_, w)| **w)?;
-    Some(Revision(best.0.clone()))
+    Some(Revision((*best.0).to_owned()))
 }
 
 /// The route is not (or no longer) ours: pods go with their owner, after a drain where traffic may still be on its way.
@@ -112,7 +140,7 @@ fn finish(d: &mut Draft<'_>, object: &str) {
     if d.plan.state.released_at.is_some() || d.plan.state.seen.is_some() {
         let weights = d.view.weights();
         for revision in d.view.obs.workloads.keys() {
-            if weights.get(&revision.0).is_some_and(|w| *w > 0) {
+            if weights.get(revision.as_str()).is_some_and(|w| *w > 0) {
                 d.plan.shrink.push(Shrink::Orphan(revision.clone()));
             }
         }

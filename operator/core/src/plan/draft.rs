@@ -204,7 +204,7 @@ impl<'a> Draft<'a> {
         edit(&mut ledger);
         ledger.epoch = old.epoch.saturating_add(1);
         self.remember(&ledger, &backends);
-        let detours = detours::wanted(&self.view, &ledger, &backends);
+        let detours = detours::of_write(&self.view, &ledger, &backends);
         let decision = decision.map(Box::new);
         self.plan.shift = Some(RouteWrite::Set { backends, ledger, detours, adopt: false, decision });
     }

@@ -257,7 +257,7 @@ fn read_attempt(r: &mut Reader, last: &mut String) -> Result<Attempt, CodecError
     for text in [&mut a.probe_set, &mut a.other_probe_set, &mut a.mismatch] {
         *text = r.option(Reader::str)?;
     }
-    a.evidence = r.option(Evidence::decode_from)?;
+    a.evidence = r.option(Evidence::decode_from)?.map(Box::new);
     a.users = r.option(Ab::decode_from)?;
     Ok(a)
 }

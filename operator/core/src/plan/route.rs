@@ -2,9 +2,10 @@
 //! belongs.
 
 use super::{
-    Seen, detours,
+    Seen,
+    detours::{self, Order},
     draft::{Draft, SOON, note, since},
-    view::Standing,
+    view::{DRAIN, Standing},
 };
 use crate::{
     Span,
@@ -43,10 +44,10 @@ pub(super) fn look(d: &mut Draft<'_>) {
     d.state().reverts.retain(|t| *t <= now && now - *t < MINUTE);
 }
 
-fn named(weights: &[(Revision, u32)]) -> BTreeMap<String, u64> {
+fn named(weights: &[(Revision, u32)]) -> BTreeMap<&str, u64> {
     let mut by_name = BTreeMap::new();
     for (revision, weight) in weights {
-        *by_name.entry(revision.0.clone()).or_insert(0) += u64::from(*weight);
+        *by_name.entry(revision.as_str()).or_insert(0) += u64::from(*weight);
     }
     by_name
 }
@@ -55,8 +56,8 @@ fn named(weights: &[(Revision, u32)]) -> BTreeMap<String, u64> {
 fn well_formed(d: &Draft<'_>) -> bool {
     let weights = d.view.weights();
     let (Some(ledger), trial) = (d.view.ledger(), d.standing() == Some(Standing::Trial)) else { return false };
-    let fits = |(name, weight): (&String, &u64)| {
-        let revision = Revision(name.clone());
+    let fits = |(name, weight): (&&str, &u64)| {
+        let revision = Revision((*name).to_owned());
         let home = revision == ledger.stable || revision == d.view.baseline;
         let step = d.view.steps().iter().any(|s| u64::from(s.weight) == *weight);
         *weight == 0 || home || (trial && revision == *d.view.model() && step)
@@ -125,10 +126,11 @@ pub(super) fn as_it_is(d: &Draft<'_>) -> Option<Vec<(Revision, u32)>> {
 
 /// Traffic is where it belongs.
 pub(super) fn at_home(d: &Draft<'_>) -> bool {
-    in_order(d).is_some_and(|weights| positive(d) == named(&weights)) && !d.by_hand && detours::in_order(&d.view)
+    let there = in_order(d).is_some_and(|weights| positive(d) == named(&weights)) && !d.by_hand;
+    there && detours::order(&d.view) == Order::Kept
 }
 
-fn positive(d: &Draft<'_>) -> BTreeMap<String, u64> {
+fn positive<'a>(d: &Draft<'a>) -> BTreeMap<&'a str, u64> {
     d.view.weights().into_iter().filter(|(_, w)| *w > 0).collect()
 }
 
@@ -146,12 +148,19 @@ pub(super) fn bring_home(d: &mut Draft<'_>) -> bool {
         lost_stable(d, &ledger.stable);
     }
     let there = positive(d) == named(&weights) && !d.by_hand;
-    if there && detours::in_order(&d.view) {
+    let order = detours::order(&d.view);
+    if there && order == Order::Kept {
+        return false;
+    }
+    // A rule wakes once the gateway knows its backends.
+    let wakes = there && order == Order::Asleep;
+    if wakes && d.confirmed_for().is_none_or(|on| on < SOON) {
+        d.wake(SOON);
         return false;
     }
     let stray = stray(d);
     // A rule that the API server stores in another form than it was written must not be written for ever.
-    if (there || d.by_hand && stray.is_none()) && !may_revert(d, &name, there) {
+    if !wakes && (there || d.by_hand && stray.is_none()) && !may_revert(d, &name, there) {
         return false;
     }
     let zeros: Vec<Revision> = ledger.candidate.iter().cloned().collect();
@@ -226,8 +235,9 @@ fn lost_stable(d: &mut Draft<'_>, stable: &Revision) {
     d.wake(Span::seconds(5));
 }
 
-/// Rule: refs of revisions that nothing points at any more leave the route, the revision before a promotion after
-/// `scaleDownDelay`. A candidate that was withdrawn before it was judged is forgotten: naming it again is a new attempt.
+/// Rule: what nothing needs any more leaves the route: refs (that of the revision before a promotion after
+/// `scaleDownDelay`), and derived rules that sleep. A candidate that was withdrawn before it was judged is forgotten: naming
+/// it again is a new attempt.
 pub(super) fn tidy(d: &mut Draft<'_>) -> bool {
     let (Some(ledger), Some(route), Some(weights)) = (d.view.ledger(), d.view.route(), in_order(d)) else {
         return false;
@@ -242,29 +252,42 @@ pub(super) fn tidy(d: &mut Draft<'_>) -> bool {
     let backends = d.compose(&weights, &zeros);
     let stays = |name: &str| backends.iter().any(|(r, _)| r.0 == name);
     let stale: Vec<&str> = route.backends.iter().map(|b| b.name.as_str()).filter(|n| !stays(n)).collect();
-    if stale.is_empty() && !forget {
+    let (refs, rules) = (!stale.is_empty() || forget, detours::leftovers(&d.view));
+    if !refs && !rules {
         return false;
     }
     // A ref without a Service keeps the gateway from accepting the route: it does not wait for an acceptance.
     let dead = stale.iter().any(|n| !d.view.workload(&Revision((*n).to_owned())).is_some_and(|w| w.service));
+    let kept = if d.view.just_promoted() { d.view.rollout.scale_down_delay.max(SOON) } else { SOON };
+    let on = d.confirmed_for();
     if !dead {
-        let (Some(on), false) = (d.confirmed_for(), matches!(d.standing(), Some(Standing::Next | Standing::Trial)))
-        else {
+        let (Some(on), false) = (on, matches!(d.standing(), Some(Standing::Next | Standing::Trial))) else {
             return false;
         };
-        let wait = if d.view.just_promoted() { d.view.rollout.scale_down_delay.max(SOON) } else { SOON };
+        let wait = if rules { DRAIN } else { kept };
         if on < wait {
             d.wake(Span(wait.0 - on.0));
             return false;
         }
     }
-    d.shift(&weights, &zeros, None, |l| {
-        if forget {
-            l.candidate = None;
-            l.step = 0;
-        }
-    });
-    d.aside(note(Reason::Serving, format!("HTTPRoute {}", route_name(d)), "refs that nothing needs any more leave it"));
+    let name = format!("HTTPRoute {}", route_name(d));
+    if refs && (dead || on.is_some_and(|on| on >= kept)) {
+        d.shift(&weights, &zeros, None, |l| {
+            if forget {
+                l.candidate = None;
+                l.step = 0;
+            }
+        });
+        d.aside(note(Reason::Serving, name, "refs that nothing needs any more leave it"));
+    } else {
+        let backends = route.backends.iter().map(|b| (Revision(b.name.clone()), b.weight)).collect();
+        d.shift_to(backends, None, |_| ());
+        d.aside(note(Reason::Serving, name, "rules that nothing needs any more leave it"));
+    }
+    if rules && on.is_some_and(|on| on >= DRAIN) {
+        let view = d.view.clone();
+        d.plan.shift.iter_mut().for_each(|write| detours::without_leftovers(&view, write));
+    }
     true
 }
 

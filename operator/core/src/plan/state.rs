@@ -98,7 +98,7 @@ pub struct Attempt {
     /// Reconfigurations so far: the k-th test runs at alpha / 2^k.
     pub reconfigurations: u32,
     /// The sequential evidence; `None` before the first tick.
-    pub evidence: Option<Evidence>,
+    pub evidence: Option<Box<Evidence>>,
     /// What the users of an A/B test said.
     pub users: Option<Ab>,
 }

@@ -215,10 +215,10 @@ impl<'a> View<'a> {
     }
 
     /// Observed weights by backend name, zeros included.
-    pub(super) fn weights(&self) -> BTreeMap<String, u64> {
+    pub(super) fn weights(&self) -> BTreeMap<&'a str, u64> {
         let mut weights = BTreeMap::new();
         for backend in self.route().map(|r| r.backends.as_slice()).unwrap_or_default() {
-            *weights.entry(backend.name.clone()).or_insert(0) += u64::from(backend.weight);
+            *weights.entry(backend.name.as_str()).or_insert(0) += u64::from(backend.weight);
         }
         weights
     }
@@ -246,24 +246,26 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn standing(&self) -> Option<Standing> {
-        let ledger = self.ledger()?;
+        self.ledger().map(|ledger| self.standing_of(ledger))
+    }
+
+    /// Where the spec's model stands under this ledger.
+    pub(super) fn standing_of(&self, ledger: &Ledger) -> Standing {
         if ledger.stable == *self.model() {
-            return Some(Standing::Settled);
+            return Standing::Settled;
         }
         // fp16 itself is never on trial: it has nothing to prove.
         if ledger.candidate.as_ref() != Some(self.model()) || *self.model() == self.rollout.baseline.revision {
-            return Some(Standing::Next);
+            return Standing::Next;
         }
         let key = self.rollout.latch_key(self.model(), ledger.attempt);
         if ledger.rollback_of.as_ref() == Some(&key) {
-            return Some(Standing::Latched);
+            return Standing::Latched;
         }
         match &ledger.decision {
-            Some(d) if d.key == key && d.verdict == Verdict::RolledBack => Some(Standing::Latched),
-            Some(d) if d.key == key && matches!(d.verdict, Verdict::Inconclusive | Verdict::Reported) => {
-                Some(Standing::Held)
-            }
-            _ => Some(Standing::Trial),
+            Some(d) if d.key == key && d.verdict == Verdict::RolledBack => Standing::Latched,
+            Some(d) if d.key == key && matches!(d.verdict, Verdict::Inconclusive | Verdict::Reported) => Standing::Held,
+            _ => Standing::Trial,
         }
     }
 

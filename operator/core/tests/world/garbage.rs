@@ -13,8 +13,8 @@ use bitnet_core::{
     },
     model::{Canary, Capacity, LatchKey, Pace, Revision, Rollout, RouteTarget, Strategy},
     observation::{
-        Backend, Comparable, Detour, Detours, Ledger, Live, Observation, Pod, Preview, ProbeOutcome, Route, RouteState,
-        Sample, StoredDecision, Users, Verb, VerbRequest, Workload,
+        Backend, Comparable, Detour, DetourState, Detours, Ledger, Live, Observation, Pod, Preview, ProbeOutcome,
+        Route, RouteState, Sample, StoredDecision, Users, Verb, VerbRequest, Workload,
     },
     plan::{Attempt, ProbeJob, Seen, State, Verdict, Watch},
     stats::asymptotic::Moments,
@@ -159,8 +159,14 @@ impl Garbage {
             ledger: self.maybe(85, Self::ledger),
             detours: Detours {
                 mark: self.maybe(20, |_| "1;?;".into()),
-                rules: (0..self.0.below(4) / 3)
-                    .map(|_| Detour { name: "split".into(), headers: Vec::new(), to: self.maybe(50, Self::revision) })
+                rules: (0..self.0.below(6).saturating_sub(3))
+                    .map(|_| Detour {
+                        name: ["split", "candidate", "stable", "?"][self.0.below(4) as usize].into(),
+                        state: [DetourState::Awake, DetourState::Dormant, DetourState::Altered]
+                            [self.0.below(3) as usize],
+                        to: self.maybe(50, Self::revision),
+                        ..Detour::default()
+                    })
                     .collect(),
             },
             spare_rules: self.0.below(4) as u32,
@@ -326,7 +332,7 @@ impl Garbage {
             comparable: self.chance(70),
             mismatch: self.maybe(10, |_| "vocabulary".into()),
             reconfigurations: self.number(),
-            evidence: self.maybe(60, |_| Evidence::new(&spec.gate)),
+            evidence: self.maybe(60, |_| Box::new(Evidence::new(&spec.gate))),
             users: self.maybe(30, |_| Ab::new(&AbSettings::conversion())),
         }
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fake;
+use bitnet_core::observation::Detour;
 use serde_json::json;
 
 fn route(annotations: &Value) -> Value {
@@ -157,30 +158,27 @@ fn an_own_route_is_ours_by_its_owner() {
 
 /// The route of an A/B test as `render` writes it, read again.
 fn tested(change: impl FnOnce(&mut Value)) -> Route {
-    let refs = |weights: [(&str, u32); 2], mark: bool| -> Value {
-        let backend = |(name, weight): (&str, u32)| {
-            let mut backend = json!({"name": name, "port": 8080, "weight": weight});
-            if mark {
-                backend["filters"] = json!([{"type": "RequestHeaderModifier", "requestHeaderModifier":
-                    {"set": [{"name": "x-bitnet-split", "value": "1;u"}]}}]);
-            }
-            backend
-        };
-        weights.into_iter().filter(|(_, weight)| *weight > 0 || !mark).map(backend).collect()
+    let refs = |weights: &[(&str, u32)]| -> Value {
+        weights.iter().map(|(name, weight)| json!({"name": name, "port": 8080, "weight": weight})).collect()
     };
+    let mark = json!([{"type": "RequestHeaderModifier", "requestHeaderModifier":
+        {"set": [{"name": "x-bitnet-split", "value": "1;u"}]}}]);
     let path = json!({"type": "PathPrefix", "value": "/v1"});
     let beta = json!({"type": "Exact", "name": "x-beta", "value": "yes"});
     let sticky = json!({"type": "RegularExpression", "name": "Cookie", "value": "arm=.*"});
+    let nobody = json!({"type": "Exact", "name": "x-bitnet-dormant", "value": "no-request-has-this"});
     let mut annotations = ours();
-    annotations[key::DERIVED_RULES] = json!("bitnet-split,bitnet-candidate");
+    annotations[key::DERIVED_RULES] = json!("bitnet-split,bitnet-candidate,bitnet-stable");
     let mut route = route(&annotations);
     route["spec"]["rules"] = json!([
         {"name": "completions", "matches": [{"path": path}], "timeouts": {"request": "9s"},
-         "backendRefs": refs([("a", 100), ("b", 0)], false)},
+         "backendRefs": refs(&[("a", 100), ("b", 0)])},
         {"name": "bitnet-split", "matches": [{"path": path, "headers": [beta]}], "timeouts": {"request": "9s"},
-         "backendRefs": refs([("a", 90), ("b", 10)], true)},
+         "filters": mark, "backendRefs": refs(&[("a", 90), ("b", 10)])},
         {"name": "bitnet-candidate", "matches": [{"path": path, "headers": [beta, sticky]}],
-         "timeouts": {"request": "9s"}, "backendRefs": refs([("a", 0), ("b", 100)], true)},
+         "timeouts": {"request": "9s"}, "filters": mark, "backendRefs": refs(&[("b", 100)])},
+        {"name": "bitnet-stable", "matches": [{"path": path, "headers": [nobody]}],
+         "timeouts": {"request": "9s"}, "filters": mark, "backendRefs": refs(&[("a", 100), ("b", 0)])},
     ]);
     change(&mut route);
     found(read_as(&adopting(None), &route, &[]))
@@ -191,23 +189,24 @@ fn the_split_and_the_rules_of_a_test_are_read_back() {
     let route = tested(|_| ());
     let weights: Vec<_> = route.backends.iter().map(|b| (b.name.as_str(), b.weight)).collect();
     assert_eq!(weights, [("a", 90), ("b", 10)], "the weights are those of the split");
-    assert_eq!((route.detours.mark.as_deref(), route.spare_rules), (Some("1;u"), 13));
+    assert_eq!((route.detours.mark.as_deref(), route.spare_rules), (Some("1;u"), 12));
     let rules: Vec<_> = route.detours.rules.iter().map(|r| (r.name.as_str(), r.headers.len(), r.to.as_ref())).collect();
-    assert_eq!(rules, [("split", 1, None), ("candidate", 2, Some(&Revision("b".into())))]);
+    assert_eq!(rules, [("split", 1, None), ("candidate", 2, Some(&Revision("b".into()))), ("stable", 0, None)]);
+    assert_eq!(route.detours.rules[2], Detour::dormant("stable"));
     assert!(route.detours.rules[1].headers[1].regex);
 }
 
 #[test]
 fn a_derived_rule_that_is_no_copy_any_more_is_seen() {
-    let altered: [fn(&mut Value); 5] = [
+    let altered: [fn(&mut Value); 7] = [
+        |route| route["spec"]["rules"][0]["filters"] = route["spec"]["rules"][1]["filters"].clone(),
+        |route| route["spec"]["rules"][3]["matches"][0]["headers"] = json!([]),
         |route| route["spec"]["rules"][0]["timeouts"]["request"] = json!("60s"),
         |route| route["spec"]["rules"][0]["retry"] = json!({"attempts": 1}),
         |route| route["spec"]["rules"][0]["matches"][0]["method"] = json!("POST"),
         |route| route["spec"]["rules"][0]["backendRefs"][1]["weight"] = json!(5),
         |route| {
-            for rule in 1..3 {
-                route["spec"]["rules"][rule]["backendRefs"][0].as_object_mut().unwrap().remove("filters");
-            }
+            route["spec"]["rules"][2].as_object_mut().unwrap().remove("filters");
         },
     ];
     for change in altered {
