@@ -83,6 +83,7 @@ mod tests {
             resource_version: at.to_string(),
             weights: BTreeMap::from([("bad".into(), weight), ("good".into(), 100 - weight)]),
             derived: Vec::new(),
+            awake: Vec::new(),
             ledger: BTreeMap::new(),
         }
     }
