@@ -258,6 +258,10 @@ impl<'a> View<'a> {
         if ledger.candidate.as_ref() != Some(self.model()) || *self.model() == self.rollout.baseline.revision {
             return Standing::Next;
         }
+        // Most of the time nothing was judged, and this is asked often.
+        if ledger.rollback_of.is_none() && ledger.decision.is_none() {
+            return Standing::Trial;
+        }
         let key = self.rollout.latch_key(self.model(), ledger.attempt);
         if ledger.rollback_of.as_ref() == Some(&key) {
             return Standing::Latched;
