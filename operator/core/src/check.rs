@@ -158,11 +158,11 @@ impl<'a> Lint<'a> {
         let there = self.route().map(|r| r.detours.rules.as_slice()).unwrap_or_default();
         for rule in detours.rules.iter().filter(awake) {
             let known = there.iter().any(|old| old.name == rule.name);
-            self.demand(known, "T6", || format!("rule {} is awake before the gateway knows it", rule.name));
+            self.demand(known, "T8", || format!("rule {} is awake before the gateway knows it", rule.name));
         }
         for old in there.iter().filter(awake) {
             let stays = detours.rules.iter().any(|rule| rule.name == old.name);
-            self.demand(stays, "T6", || format!("rule {} goes while requests take it", old.name));
+            self.demand(stays, "T8", || format!("rule {} goes while requests take it", old.name));
         }
     }
 
@@ -446,7 +446,7 @@ impl<'a> Lint<'a> {
             let serves = ledger.rollback_of.is_none() && self.endpoints(&ledger.stable) > 0;
             let rules = self.route().map(|r| r.detours.rules.as_slice()).unwrap_or_default();
             let awake = rules.iter().any(|rule| rule.state != DetourState::Dormant);
-            self.demand(!(serves && awake), "T6", || "derived rules go while requests take them".into());
+            self.demand(!(serves && awake), "T8", || "derived rules go while requests take them".into());
         }
         if self.plan.shift == Some(RouteWrite::Restore) {
             let ready = self.route().is_some_and(|r| r.originals_ready == Some(true));

@@ -388,11 +388,11 @@ fn a_rule_comes_and_goes_asleep() {
     }
     for (there, written) in [(vec![], vec![awake.clone()]), (vec![awake.clone()], vec![])] {
         rules(&mut s, &there, &written);
-        s.breaks("T6");
+        s.breaks("T8");
     }
     rules(&mut s, &[awake], &[]);
     s.plan.shift = Some(RouteWrite::Release);
-    s.breaks("T6");
+    s.breaks("T8");
 }
 
 /// A BitNet model is stable, its pods make room for the candidate at 10 %.
