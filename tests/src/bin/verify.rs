@@ -19,7 +19,7 @@ struct Args {
     /// Leave out a part that needs a program of Debian's: may be given more than once.
     #[arg(long, value_enum, value_name = "PART")]
     without: Vec<Part>,
-    /// Also run the long tests on the cluster: A/B, steps, fallback, federated, shadow, GPU, upgrade, and twenty kills of the
+    /// Also run the long tests on the cluster: steps, fallback, federated, shadow, GPU, upgrade, and twenty kills of the
     /// operator in the middle of four rollouts.
     #[arg(long)]
     long: bool,
