@@ -59,7 +59,9 @@ impl KvBits {
             Self::Sixteen => {
                 let step = step(head);
                 let inverse = inverse(step);
-                head.iter_mut().for_each(|x| *x = step * f32::from(whole(*x * inverse)));
+                for x in head {
+                    *x = step * f32::from(whole(*x * inverse));
+                }
             }
             Self::Three | Self::Four | Self::Eight => {
                 let largest = self.largest();

@@ -35,8 +35,7 @@ pub(super) unsafe fn attend<V: Vector>(work: &Work<'_>, scratch: &mut Scratch) {
     let blocks = KvFormat::blocks(last);
     assert!(work.head.len() >= blocks * bytes);
     for (index, block) in work.head.chunks_exact(bytes).take(blocks).enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { work.format.read::<V>(block, keys, values, stride) };
+        work.format.read(block, keys, values, stride);
         let first = index * POSITIONS;
         let rows = if V::WIDE { 4 } else { 2 };
         for start in (0..count).step_by(rows) {

@@ -2,7 +2,6 @@
 
 use super::rounding::GROUP;
 use super::{KvBits, KvFormat, POSITIONS};
-use crate::kernels::simd::Vector;
 
 /// A block of fewer than 32 bits: pairs of whole numbers, and what they stand for. A number is `low + step · whole`.
 #[derive(Default)]
@@ -82,7 +81,7 @@ impl Numbers {
     }
 }
 
-/// Floats of single precision.
+/// Floats of single precision. Nothing is stored for other machines, so the order of their bytes is this machine's.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "compiled into callers that have wider registers")]
 fn single(from: &[u8], to: &mut [f32]) {
@@ -124,26 +123,14 @@ fn join<const N: usize>(first: &[u8; N], second: &[u8; N], to: &mut [[u8; 4]]) {
 impl KvFormat {
     /// Reads a block of 32 bits: keys column by column, [`POSITIONS`] apart; values position by position, `stride`
     /// apart.
-    ///
-    /// # Safety
-    /// The CPU has the features of `V`.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "compiled into callers that have wider registers")]
-    pub(in crate::kernels) unsafe fn read<V: Vector>(
-        self,
-        block: &[u8],
-        keys: &mut [f32],
-        values: &mut [f32],
-        stride: usize,
-    ) {
+    pub(in crate::kernels) fn read(self, block: &[u8], keys: &mut [f32], values: &mut [f32], stride: usize) {
         assert!(self.bits == KvBits::ThirtyTwo);
         let (from_keys, from_values) = block.split_at(self.key_bytes());
-        // SAFETY: the caller's promise.
-        unsafe {
-            copy::<V>(from_keys, keys);
-            for (from, to) in from_values.chunks_exact(4 * self.head_dim).zip(values.chunks_exact_mut(stride)) {
-                copy::<V>(from, &mut to[..self.head_dim]);
-            }
+        single(from_keys, keys);
+        for (from, to) in from_values.chunks_exact(4 * self.head_dim).zip(values.chunks_exact_mut(stride)) {
+            single(from, &mut to[..self.head_dim]);
         }
     }
 
@@ -176,29 +163,6 @@ impl KvFormat {
                 }
             }
             _ => out.as_flattened_mut().copy_from_slice(line),
-        }
-    }
-}
-
-/// Floats of any alignment. Nothing is stored for other machines, so the order of their bytes is this machine's.
-///
-/// # Safety
-/// The CPU has the features of `V`.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled into callers that have wider registers")]
-unsafe fn copy<V: Vector>(from: &[u8], to: &mut [f32]) {
-    assert!(from.len() == size_of_val(to));
-    let whole = to.len() / V::LANES * V::LANES;
-    let from = from.as_ptr().cast::<f32>();
-    // SAFETY: both hold so many elements; loads and stores need no alignment.
-    unsafe {
-        let mut at = 0;
-        while at < whole {
-            V::load(from.add(at)).store(to.as_mut_ptr().add(at));
-            at += V::LANES;
-        }
-        for (at, to) in to.iter_mut().enumerate().skip(whole) {
-            *to = from.add(at).read_unaligned();
         }
     }
 }

@@ -6,8 +6,7 @@ fn read(format: KvFormat, head: &[u8], position: usize) -> (Vec<f32>, Vec<f32>) 
     let block = &head[position / POSITIONS * format.block_bytes()..][..format.block_bytes()];
     if format.bits == KvBits::ThirtyTwo {
         let (mut keys, mut values) = (vec![0.0; width * POSITIONS], vec![0.0; width * POSITIONS]);
-        // SAFETY: an array needs no features.
-        unsafe { format.read::<[f32; 8]>(block, &mut keys, &mut values, width) };
+        format.read(block, &mut keys, &mut values, width);
         let key = (0..width).map(|column| keys[column * POSITIONS + slot]).collect();
         return (key, values[slot * width..][..width].to_vec());
     }
