@@ -142,8 +142,8 @@ mod tests {
     fn without_a_budget_all_is_as_asked_for() {
         let plan = plan(None).unwrap();
         assert_eq!((plan.kv_bits, plan.sequences), (KvBits::Sixteen, 8));
-        // 4 layers, keys and values, 1 head of 64, 2 bytes, 128 positions.
-        assert_eq!(plan.kv_per_sequence, 4 * 2 * 64 * 2 * 128);
+        // 4 layers, keys and values, 1 head of 64, 2 bytes and a step of 4, 128 positions.
+        assert_eq!(plan.kv_per_sequence, 4 * 2 * (64 * 2 + 4) * 128);
         assert_eq!(plan.kept, plan.kv_per_sequence * 2);
         // Embedding of 1024 by 128 in half precision, and 2 bits per weight.
         assert!(plan.weights > 1024 * 128 * 2 + 4 * (2 * 128 * 384 + 384 * 128) / 4);

@@ -130,10 +130,16 @@ impl Cpu {
             x,
             |tokens, out| self.kernels.panel(weights, panel, tokens, out),
             |token, products| {
-                let sum = x.sum(token);
-                self.kernels.finish(products, sum, x.scale(token) * divisor, factor, &mut line);
+                let (sum, divisor) = (x.sum(token), x.scale(token) * divisor);
                 // SAFETY: the caller's promise.
-                unsafe { cells.part_mut(token, first, rows) }.copy_from_slice(&line[..rows]);
+                let out = unsafe { cells.part_mut(token, first, rows) };
+                // Straight to their place: a copy of what has just been stored would wait for the stores.
+                if let Ok(out) = <&mut [f32; PANEL]>::try_from(&mut *out) {
+                    self.kernels.finish(products, sum, divisor, factor, out);
+                } else {
+                    self.kernels.finish(products, sum, divisor, factor, &mut line);
+                    out.copy_from_slice(&line[..rows]);
+                }
             },
         );
     }

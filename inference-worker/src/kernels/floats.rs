@@ -12,6 +12,8 @@ pub(super) const ROWS: usize = 64;
 const TILE: usize = 6;
 /// From so many tokens on, weights are widened once for all of them.
 const MANY: usize = 2 * TILE;
+/// Tokens of a tile of rows in their stored form, where registers are many and where they are few.
+const FEW: [usize; 2] = [8, TILE];
 /// Tokens that share widened weights.
 const BLOCK: usize = 8 * TILE;
 /// Rows that are widened at once, and their columns: they stay in the first-level cache beside a tile's activations.
@@ -44,7 +46,7 @@ macro_rules! tiles {
         match ($at.tokens, <$V>::WIDE) {
             $(($tokens, true) => $at.rows::<$V, $wide, $tokens>(),
             ($tokens, false) => $at.rows::<$V, $narrow, $tokens>(),)+
-            _ => unreachable!("a tile has 1 to 6 tokens"),
+            _ => unreachable!("a tile has 1 to 8 tokens"),
         }
     };
 }
@@ -55,11 +57,19 @@ macro_rules! tiles {
 /// The CPU has the features of `V`; the shapes are those that [`dense`] checked.
 #[inline(always)]
 unsafe fn few<V: Vector, E: Element>(elements: &[E], x: &[f32], stride: usize, out: &mut [f32]) {
-    let rows = elements.len() / stride;
-    for (x, out) in x.chunks(TILE * stride).zip(out.chunks_mut(TILE * rows)) {
+    let (rows, tokens) = (elements.len() / stride, x.len() / stride);
+    // Tiles of one size: a small one would widen the rows for few tokens.
+    let tiles = tokens.div_ceil(if V::WIDE { FEW[0] } else { FEW[1] }).max(1);
+    let tile = tokens.div_ceil(tiles).max(1);
+    for (x, out) in x.chunks(tile * stride).zip(out.chunks_mut(tile * rows)) {
         let mut at = Few { elements, x, stride, out, tokens: x.len() / stride };
         // SAFETY: the caller's promise.
-        unsafe { tiles!(V, at, 8 | 8 for 1, 8 | 4 for 2, 4 | 2 for 3, 4 | 2 for 4, 4 | 2 for 5, 4 | 2 for 6) }
+        unsafe {
+            tiles!(
+                V, at,
+                8 | 8 for 1, 8 | 4 for 2, 4 | 2 for 3, 4 | 2 for 4, 4 | 2 for 5, 4 | 2 for 6, 3 | 2 for 7, 3 | 2 for 8
+            );
+        }
     }
 }
 

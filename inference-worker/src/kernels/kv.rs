@@ -1,17 +1,24 @@
 //! Cached keys and values of one head, in blocks of 32 positions.
 //!
-//! A block holds its keys column by column (32 positions beside each other), so that scores need no sum across a
-//! register, and its values position by position. Below 16 bits, 64 columns of one position share a lower bound and a
-//! step, each in half precision; a number is `low + step · code` and off by at most half a step.
+//! A block holds its keys column by column (32 positions beside each other) and its values position by position. Of 16
+//! bits, two columns of a key, or two positions of a value, lie beside each other: these are pairs, which is what
+//! attention multiplies (see `pairs`). A position's numbers are whole multiples of one step, in single precision. Below
+//! 16 bits, 64 columns of one position share a lower bound and a step, each in half precision; a number is
+//! `low + step · code` and off by at most half a step.
 
-use super::simd::{Element, Vector};
-use half::f16;
+mod read;
+mod rounding;
+
+pub(super) use read::{Numbers, Scales};
+pub(super) use rounding::{GROUP, inverse, step, whole};
+
+use rounding::Scale;
 use serde::{Deserialize, Serialize};
 
 /// Positions of a block.
 pub(super) const POSITIONS: usize = 32;
-/// Columns that share a step.
-const GROUP: usize = 64;
+/// Values are padded with columns to a multiple: so many are multiplied at once.
+pub(super) const COLUMNS: usize = 8;
 
 /// Bits per number of cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -23,7 +30,7 @@ pub enum KvBits {
     Four,
     /// Codes from 0 to 255, and 0.5 bits for bounds and steps.
     Eight,
-    /// Half precision.
+    /// Whole multiples of a step per key and per value.
     Sixteen,
     /// Single precision: as computed.
     #[default]
@@ -47,32 +54,38 @@ impl KvBits {
 
     /// What attention sees of one head's key or value.
     pub(crate) fn seen(self, head: &mut [f32]) {
-        match self.largest() {
-            None if self == Self::ThirtyTwo => {}
-            None => {
+        match self {
+            Self::ThirtyTwo => {}
+            Self::Sixteen => {
+                let step = step(head);
+                let inverse = inverse(step);
                 for x in head {
-                    *x = f16::from_f32(*x).to_f32();
+                    *x = step * f32::from(whole(*x * inverse));
                 }
             }
-            Some(largest) => {
+            Self::Three | Self::Four | Self::Eight => {
+                let largest = self.largest();
                 for numbers in head.chunks_mut(GROUP) {
-                    let scale = Scale::of(numbers, largest);
-                    for x in numbers {
-                        *x = scale.low + scale.step * f32::from(scale.code(*x, largest));
-                    }
+                    let (scale, mut codes) = (Scale::of(numbers, largest), [0; GROUP]);
+                    scale.codes(numbers, largest, &mut codes);
+                    numbers.iter_mut().zip(codes).for_each(|(x, code)| *x = scale.low + scale.step * f32::from(code));
                 }
             }
         }
     }
 
-    /// Largest code; `None` for floats.
-    fn largest(self) -> Option<u8> {
+    /// Largest code below 16 bits.
+    fn largest(self) -> u8 {
         match self {
-            Self::Three => Some(7),
-            Self::Four => Some(15),
-            Self::Eight => Some(255),
-            Self::Sixteen | Self::ThirtyTwo => None,
+            Self::Three => 7,
+            Self::Four => 15,
+            Self::Eight | Self::Sixteen | Self::ThirtyTwo => 255,
         }
+    }
+
+    /// Whether numbers are codes between bounds.
+    pub(super) fn coded(self) -> bool {
+        self < Self::Sixteen
     }
 }
 
@@ -103,8 +116,19 @@ pub struct KvFormat {
 }
 
 impl KvFormat {
-    fn groups(self) -> usize {
-        self.head_dim.div_ceil(GROUP)
+    /// Parts of a row that have a step of their own.
+    pub(super) fn groups(self) -> usize {
+        if self.bits.coded() { self.head_dim.div_ceil(GROUP) } else { 1 }
+    }
+
+    /// Pairs of columns.
+    pub(super) fn pairs(self) -> usize {
+        self.head_dim.div_ceil(2)
+    }
+
+    /// Columns of values with their padding.
+    pub(super) fn padded(self) -> usize {
+        self.head_dim.next_multiple_of(COLUMNS)
     }
 
     /// Bytes of `count` codes.
@@ -114,17 +138,19 @@ impl KvFormat {
 
     /// Bytes of the bounds and steps of a block's keys, or of its values.
     fn bounds(self) -> usize {
-        if self.bits.largest().is_some() { self.groups() * POSITIONS * 4 } else { 0 }
+        if self.bits == KvBits::ThirtyTwo { 0 } else { self.groups() * POSITIONS * 4 }
     }
 
     fn key_bytes(self) -> usize {
-        self.bounds() + self.head_dim * self.codes(POSITIONS)
+        let columns = if self.bits == KvBits::Sixteen { 2 * self.pairs() } else { self.head_dim };
+        self.bounds() + columns * self.codes(POSITIONS)
     }
 
     fn value_bytes(self) -> usize {
-        match self.bits.largest() {
-            None => POSITIONS * self.codes(self.head_dim),
-            Some(_) => self.bounds() + POSITIONS * self.groups() * self.codes(GROUP),
+        match self.bits {
+            KvBits::ThirtyTwo => POSITIONS * self.codes(self.head_dim),
+            KvBits::Sixteen => self.bounds() + POSITIONS * self.codes(self.padded()),
+            _ => self.bounds() + POSITIONS * self.groups() * self.codes(GROUP),
         }
     }
 
@@ -147,341 +173,108 @@ impl KvFormat {
         let block = &mut head[position / POSITIONS * self.block_bytes()..][..self.block_bytes()];
         let (keys, values) = block.split_at_mut(self.key_bytes());
         let slot = position % POSITIONS;
-        let Some(largest) = self.bits.largest() else {
-            for (column, (key, value)) in key.iter().zip(value).enumerate() {
-                self.put_float(keys, column * POSITIONS + slot, *key);
-                self.put_float(values, slot * self.head_dim + column, *value);
+        match self.bits {
+            KvBits::ThirtyTwo => {
+                let (keys, values) = (keys.as_chunks_mut().0, values.as_chunks_mut().0);
+                for (to, key) in keys.iter_mut().skip(slot).step_by(POSITIONS).zip(key) {
+                    *to = key.to_ne_bytes();
+                }
+                let values = values[slot * self.head_dim..].iter_mut();
+                values.zip(value).for_each(|(to, value)| *to = value.to_ne_bytes());
             }
-            return;
-        };
+            KvBits::Sixteen => {
+                let (keys, values) = (wide(keys, slot, key), wide(values, slot, value));
+                for (key, to) in key.chunks(2).zip(keys.numbers.chunks_exact_mut(2 * POSITIONS)) {
+                    let to = &mut to[2 * slot..2 * slot + 2];
+                    to.iter_mut().zip(key).for_each(|(to, x)| *to = whole(x * keys.inverse).to_le_bytes());
+                }
+                let to = &mut values.numbers[slot / 2 * 2 * self.padded()..][..2 * self.padded()];
+                for (to, x) in to.iter_mut().skip(slot % 2).step_by(2).zip(value) {
+                    *to = whole(x * values.inverse).to_le_bytes();
+                }
+            }
+            _ => self.write_codes(keys, values, slot, key, value),
+        }
+    }
+
+    fn write_codes(self, keys: &mut [u8], values: &mut [u8], slot: usize, key: &[f32], value: &[f32]) {
+        let (largest, mut numbers) = (self.bits.largest(), [0; GROUP]);
         let (bounds, codes) = keys.split_at_mut(self.bounds());
         let line = self.codes(POSITIONS);
-        for (group, numbers) in key.chunks(GROUP).enumerate() {
-            let scale = Scale::of(numbers, largest);
+        for (group, key) in key.chunks(GROUP).enumerate() {
+            let scale = Scale::of(key, largest);
             scale.put(bounds, group * POSITIONS + slot);
-            for (i, number) in numbers.iter().enumerate() {
-                let codes = &mut codes[(group * GROUP + i) * line..][..line];
-                self.put_code(codes, POSITIONS, slot, scale.code(*number, largest));
-            }
+            scale.codes(key, largest, &mut numbers);
+            let lines = codes[group * GROUP * line..].chunks_exact_mut(line);
+            lines.zip(&numbers[..key.len()]).for_each(|(line, code)| self.put(line, slot, *code));
         }
         let (bounds, codes) = values.split_at_mut(self.bounds());
         let line = self.codes(GROUP);
-        for (group, numbers) in value.chunks(GROUP).enumerate() {
-            let scale = Scale::of(numbers, largest);
+        for (group, value) in value.chunks(GROUP).enumerate() {
+            let scale = Scale::of(value, largest);
             let at = slot * self.groups() + group;
             scale.put(bounds, at);
-            for (i, number) in numbers.iter().enumerate() {
-                self.put_code(&mut codes[at * line..][..line], GROUP, i, scale.code(*number, largest));
-            }
+            scale.codes(value, largest, &mut numbers);
+            self.pack(&numbers, &mut codes[at * line..][..line]);
         }
     }
 
-    fn put_float(self, to: &mut [u8], index: usize, number: f32) {
-        if self.bits == KvBits::Sixteen {
-            to[2 * index..2 * index + 2].copy_from_slice(&f16::from_f32(number).to_ne_bytes());
-        } else {
-            to[4 * index..4 * index + 4].copy_from_slice(&number.to_ne_bytes());
-        }
-    }
-
-    /// A line of `count` codes: bytes; or two per byte, the second half in the upper bits; or their lower two bits four
-    /// per byte, then their upper bits eight per byte.
-    fn put_code(self, line: &mut [u8], count: usize, index: usize, code: u8) {
-        let mut put = |bytes: std::ops::Range<usize>, bits: usize, code: u8| {
-            let (byte, shift) = (bytes.start + index % bytes.len(), index / bytes.len() * bits);
-            let mask = ((1_u16 << bits) - 1) as u8;
-            line[byte] = line[byte] & !(mask << shift) | (code & mask) << shift;
+    /// One code of a line of [`POSITIONS`], in the order of [`KvFormat::pack`].
+    #[inline]
+    fn put(self, line: &mut [u8], index: usize, code: u8) {
+        let put = |byte: &mut u8, shift: usize, mask: u8, code: u8| {
+            *byte = *byte & !(mask << shift) | (code & mask) << shift;
         };
         match self.bits {
             KvBits::Three => {
-                put(0..count / 4, 2, code);
-                put(count / 4..count / 4 + count / 8, 1, code >> 2);
+                let (low, high) = (POSITIONS / 4, POSITIONS / 8);
+                put(&mut line[index % low], index / low * 2, 3, code);
+                put(&mut line[low + index % high], index / high, 1, code >> 2);
             }
-            KvBits::Four => put(0..count / 2, 4, code),
+            KvBits::Four => put(&mut line[index % (POSITIONS / 2)], index / (POSITIONS / 2) * 4, 15, code),
             _ => line[index] = code,
         }
     }
 
-    /// Reads a block as f32: keys column by column, [`POSITIONS`] apart; values position by position, `stride` apart.
-    ///
-    /// # Safety
-    /// The CPU has the features of `V`.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "compiled into callers that have wider registers")]
-    pub(super) unsafe fn read<V: Vector>(self, block: &[u8], keys: &mut [f32], values: &mut [f32], stride: usize) {
-        let (from_keys, from_values) = block.split_at(self.key_bytes());
-        let (to_keys, _) = keys.as_chunks_mut::<POSITIONS>();
-        let width = self.head_dim;
-        match self.bits {
-            // SAFETY: the caller's promise.
-            KvBits::ThirtyTwo => unsafe {
-                widen::<V, f32>(from_keys, to_keys.as_flattened_mut());
-                for (from, to) in from_values.chunks_exact(4 * width).zip(values.chunks_exact_mut(stride)) {
-                    widen::<V, f32>(from, &mut to[..width]);
-                }
-            },
-            // SAFETY: likewise.
-            KvBits::Sixteen => unsafe {
-                widen::<V, f16>(from_keys, to_keys.as_flattened_mut());
-                for (from, to) in from_values.chunks_exact(2 * width).zip(values.chunks_exact_mut(stride)) {
-                    widen::<V, f16>(from, &mut to[..width]);
-                }
-            },
-            _ => self.read_codes(from_keys, from_values, to_keys, values, stride),
-        }
-    }
-
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "compiled into callers that have wider registers")]
-    fn read_codes(
-        self,
-        from_keys: &[u8],
-        from_values: &[u8],
-        keys: &mut [[f32; POSITIONS]],
-        values: &mut [f32],
-        stride: usize,
-    ) {
-        let (bounds, codes) = from_keys.split_at(self.bounds());
-        let line = self.codes(POSITIONS);
-        for (group, (keys, codes)) in keys.chunks_mut(GROUP).zip(codes.chunks(GROUP * line)).enumerate() {
-            let mut scales = [Scale::default(); POSITIONS];
-            for (slot, scale) in scales.iter_mut().enumerate() {
-                *scale = Scale::get(bounds, group * POSITIONS + slot);
-            }
-            for (keys, codes) in keys.iter_mut().zip(codes.chunks_exact(line)) {
-                let mut numbers = [0.0; POSITIONS];
-                self.unpack(codes, &mut numbers);
-                for slot in 0..POSITIONS {
-                    keys[slot] = scales[slot].low + scales[slot].step * numbers[slot];
-                }
-            }
-        }
-        let (bounds, codes) = from_values.split_at(self.bounds());
-        let line = self.codes(GROUP);
-        for (slot, values) in values.chunks_exact_mut(stride).enumerate() {
-            for (group, values) in values[..self.head_dim].chunks_mut(GROUP).enumerate() {
-                let at = slot * self.groups() + group;
-                let scale = Scale::get(bounds, at);
-                let mut numbers = [0.0; GROUP];
-                self.unpack(&codes[at * line..][..line], &mut numbers);
-                values.iter_mut().zip(numbers).for_each(|(to, code)| *to = scale.low + scale.step * code);
-            }
-        }
-    }
-
-    /// The inverse of [`KvFormat::put_code`] for a whole line.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "compiled into callers that have wider registers")]
-    fn unpack<const N: usize>(self, line: &[u8], out: &mut [f32; N]) {
+    /// A line of codes: bytes; or two per byte, the second half in the upper bits; or their lower two bits four per
+    /// byte, then their upper bits eight per byte.
+    fn pack(self, codes: &[u8; GROUP], line: &mut [u8]) {
         match self.bits {
             KvBits::Three => {
-                let (low, high) = line.split_at(N / 4);
-                for (part, out) in out.chunks_exact_mut(N / 4).enumerate() {
-                    out.iter_mut().zip(low).for_each(|(o, byte)| *o = f32::from((byte >> (2 * part)) & 3));
+                let (low, high) = line.split_at_mut(GROUP / 4);
+                low.fill(0);
+                for (part, codes) in codes.chunks_exact(GROUP / 4).enumerate() {
+                    low.iter_mut().zip(codes).for_each(|(byte, code)| *byte |= (code & 3) << (2 * part));
                 }
-                for (part, out) in out.chunks_exact_mut(N / 8).enumerate() {
-                    out.iter_mut().zip(high).for_each(|(o, byte)| *o += f32::from((byte >> part & 1) << 2));
+                high.fill(0);
+                for (part, codes) in codes.chunks_exact(GROUP / 8).enumerate() {
+                    high.iter_mut().zip(codes).for_each(|(byte, code)| *byte |= (code >> 2 & 1) << part);
                 }
             }
             KvBits::Four => {
-                for (part, out) in out.chunks_exact_mut(N / 2).enumerate() {
-                    out.iter_mut().zip(line).for_each(|(o, byte)| *o = f32::from((byte >> (4 * part)) & 15));
+                let (low, high) = codes.split_at(GROUP / 2);
+                for (byte, (low, high)) in line.iter_mut().zip(low.iter().zip(high)) {
+                    *byte = low & 15 | high << 4;
                 }
             }
-            _ => out.iter_mut().zip(line).for_each(|(o, byte)| *o = f32::from(*byte)),
+            _ => line.copy_from_slice(codes),
         }
     }
 }
 
-/// Floats as f32. On a machine with another order of bytes than that of the cache nothing is stored for others, so the
-/// machine's own order will do.
-///
-/// # Safety
-/// The CPU has the features of `V`.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled into callers that have wider registers")]
-unsafe fn widen<V: Vector, E: Element>(from: &[u8], to: &mut [f32]) {
-    assert!(from.len() == to.len() * size_of::<E>());
-    let whole = to.len() / V::LANES * V::LANES;
-    let from = from.as_ptr().cast::<E>();
-    // SAFETY: both hold so many elements; loads and stores need no alignment.
-    unsafe {
-        let mut at = 0;
-        while at < whole {
-            E::load::<V>(from.add(at)).store(to.as_mut_ptr().add(at));
-            at += V::LANES;
-        }
-        for (at, to) in to.iter_mut().enumerate().skip(whole) {
-            *to = from.add(at).read_unaligned().to_float();
-        }
-    }
+/// Where the whole numbers of one row go.
+struct Wide<'a> {
+    numbers: &'a mut [[u8; 2]],
+    inverse: f32,
 }
 
-/// Lower bound and step of a group.
-#[derive(Clone, Copy, Default)]
-struct Scale {
-    low: f32,
-    step: f32,
-}
-
-impl Scale {
-    /// Covers all numbers with codes from 0 to `largest`; NaN if one is not finite or beyond half precision, so that
-    /// what is read shows it.
-    fn of(numbers: &[f32], largest: u8) -> Self {
-        let bounds = numbers.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), x| (a.min(*x), b.max(*x)));
-        let low = below(bounds.0);
-        let step = above((bounds.1 - low) / f32::from(largest));
-        if !(low + step).is_finite() || numbers.iter().any(|x| !x.is_finite()) {
-            return Self { low: f32::NAN, step: f32::NAN };
-        }
-        Self { low, step }
-    }
-
-    fn code(self, number: f32, largest: u8) -> u8 {
-        // NaN becomes 0; a step of 0 means that all numbers are the lower bound.
-        let code = if self.step > 0.0 { (number - self.low) / self.step } else { 0.0 };
-        code.round_ties_even().clamp(0.0, f32::from(largest)) as u8
-    }
-
-    fn put(self, to: &mut [u8], index: usize) {
-        let [a, b] = f16::from_f32(self.low).to_le_bytes();
-        let [c, d] = f16::from_f32(self.step).to_le_bytes();
-        to[4 * index..4 * index + 4].copy_from_slice(&[a, b, c, d]);
-    }
-
-    #[inline]
-    fn get(from: &[u8], index: usize) -> Self {
-        let bytes = &from[4 * index..4 * index + 4];
-        let half = |a, b| f16::from_le_bytes([a, b]).to_f32();
-        Self { low: half(bytes[0], bytes[1]), step: half(bytes[2], bytes[3]) }
-    }
-}
-
-/// The nearest number of half precision that is not above.
-fn below(x: f32) -> f32 {
-    let near = f16::from_f32(x);
-    if near.to_f32() <= x { near.to_f32() } else { -next(-near).to_f32() }
-}
-
-/// The nearest number of half precision that is not below.
-fn above(x: f32) -> f32 {
-    let near = f16::from_f32(x);
-    if near.to_f32() >= x { near.to_f32() } else { next(near).to_f32() }
-}
-
-/// The next larger number of half precision.
-fn next(x: f16) -> f16 {
-    let bits = x.to_bits();
-    match bits {
-        0x8000 | 0 => f16::from_bits(1),
-        _ if bits & 0x8000 == 0 => f16::from_bits(bits + 1),
-        _ => f16::from_bits(bits - 1),
-    }
+/// Stores the step of a row of 16 bits.
+fn wide<'a>(to: &'a mut [u8], slot: usize, row: &[f32]) -> Wide<'a> {
+    let (steps, numbers) = to.split_at_mut(4 * POSITIONS);
+    let step = step(row);
+    steps[4 * slot..4 * slot + 4].copy_from_slice(&step.to_ne_bytes());
+    Wide { numbers: numbers.as_chunks_mut().0, inverse: inverse(step) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read(format: KvFormat, head: &[u8], position: usize) -> (Vec<f32>, Vec<f32>) {
-        let width = format.head_dim;
-        let (mut keys, mut values) = (vec![0.0; width * POSITIONS], vec![0.0; width * POSITIONS]);
-        let block = &head[position / POSITIONS * format.block_bytes()..][..format.block_bytes()];
-        // SAFETY: an array needs no features.
-        unsafe { format.read::<[f32; 8]>(block, &mut keys, &mut values, width) };
-        let slot = position % POSITIONS;
-        let key = (0..width).map(|column| keys[column * POSITIONS + slot]).collect();
-        (key, values[slot * width..][..width].to_vec())
-    }
-
-    fn all() -> impl Iterator<Item = KvBits> {
-        KvBits::SERVED.into_iter().chain([KvBits::ThirtyTwo])
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_read_is_what_was_written_but_for_half_a_step(
-            head_dim in 1_usize..150,
-            numbers in proptest::collection::vec(prop_oneof![-8.0_f32..8.0, Just(0.0), -1e-6_f32..1e-6, -9e3_f32..9e3], 40 * 300),
-        ) {
-            for bits in all() {
-                let format = KvFormat { bits, head_dim };
-                let mut head = vec![0xff; KvFormat::blocks(40) * format.block_bytes()];
-                let row = |position: usize, which: usize| &numbers[(2 * position + which) * 150..][..head_dim];
-                for position in 0..40 {
-                    format.write(&mut head, position, row(position, 0), row(position, 1));
-                }
-                // Training rounds as the cache does, to the bit.
-                for which in 0..2 {
-                    let mut seen = row(7, which).to_vec();
-                    bits.seen(&mut seen);
-                    let (key, value) = read(format, &head, 7);
-                    prop_assert_eq!(&seen, if which == 0 { &key } else { &value });
-                }
-                // The last ones again: neighbours must not change.
-                format.write(&mut head, 33, row(33, 0), row(33, 1));
-                for position in 0..40 {
-                    let (key, value) = read(format, &head, position);
-                    for (found, expected) in [(key, row(position, 0)), (value, row(position, 1))] {
-                        for (found, expected) in found.chunks(GROUP).zip(expected.chunks(GROUP)) {
-                            let limit = match bits.largest() {
-                                None if bits == KvBits::ThirtyTwo => vec![0.0; expected.len()],
-                                None => expected.iter().map(|x| x.abs() / 2048.0 + 6e-8).collect(),
-                                Some(largest) => {
-                                    let step = Scale::of(expected, largest).step;
-                                    let range = expected.iter().fold(f32::MIN, |m, x| m.max(*x)) - expected.iter().fold(f32::MAX, |m, x| m.min(*x));
-                                    let size = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-                                    // Half precision rounds the bound by at most a 2^-10th and the step likewise.
-                                    prop_assert!(step <= (range + size / 1024.0) / f32::from(largest) * 1.001 + 1e-7);
-                                    vec![step * 0.501 + size * 1e-6; expected.len()]
-                                }
-                            };
-                            for ((found, expected), limit) in found.iter().zip(expected).zip(limit) {
-                                prop_assert!((found - expected).abs() <= limit, "{bits} {found} {expected} {limit}");
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn bytes_are_as_computed() {
-        // 128 numbers: two bounds and two steps of two bytes, for the key and for the value.
-        let expected = [
-            (KvBits::ThirtyTwo, 1024),
-            (KvBits::Sixteen, 512),
-            (KvBits::Eight, 272),
-            (KvBits::Four, 144),
-            (KvBits::Three, 112),
-        ];
-        for (bits, bytes) in expected {
-            assert_eq!(KvFormat { bits, head_dim: 128 }.block_bytes(), bytes * POSITIONS, "{bits}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_finite_stays_visible() {
-        for bits in all() {
-            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e9] {
-                let format = KvFormat { bits, head_dim: 3 };
-                let mut head = vec![0; format.block_bytes()];
-                format.write(&mut head, 5, &[1.0, bad, 2.0], &[bad, 0.0, 0.0]);
-                let (key, value) = read(format, &head, 5);
-                let shown = |x: f32| !x.is_finite() || x == bad;
-                assert!(shown(key[1]) && shown(value[0]), "{bits} {bad}");
-                assert!(read(format, &head, 6).0.iter().all(|x| x.is_finite()));
-            }
-        }
-    }
-
-    #[test]
-    fn names_are_those_of_the_command_line() {
-        for bits in KvBits::SERVED {
-            assert_eq!(bits.to_string().parse(), Ok(bits));
-        }
-        assert!(["32", "2", "", "16 "].iter().all(|text| text.parse::<KvBits>().is_err()));
-    }
-}
+mod tests;

@@ -20,6 +20,7 @@ mod kv;
 mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pairs;
 mod pool;
 mod portable;
 pub mod product;

@@ -60,7 +60,7 @@ pub(super) trait Vector: Copy {
 }
 
 /// A float of this size has a last place of 1: adding it rounds to a whole number, which then is in the lowest bits.
-const SHIFT: f32 = 12_582_912.0;
+pub(super) const SHIFT: f32 = 12_582_912.0;
 
 /// `e^x` for `x` up to 80, below -87 the exponential of that; off by 3 units in the last place at most. After `expf` of
 /// the Cephes library (Moshier): `x = n ln 2 + r`, and a polynomial of `r`.
@@ -92,9 +92,6 @@ pub(super) trait Element: Copy + Send + Sync {
     /// # Safety
     /// As [`Vector`].
     unsafe fn load<V: Vector>(from: *const Self) -> V;
-
-    /// One of them.
-    fn to_float(self) -> f32;
 }
 
 impl Element for f32 {
@@ -102,10 +99,6 @@ impl Element for f32 {
     unsafe fn load<V: Vector>(from: *const Self) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load(from) }
-    }
-
-    fn to_float(self) -> f32 {
-        self
     }
 }
 
@@ -115,10 +108,6 @@ impl Element for f16 {
         // SAFETY: the caller's promise.
         unsafe { V::load_f16(from) }
     }
-
-    fn to_float(self) -> f32 {
-        self.to_f32()
-    }
 }
 
 impl Element for bf16 {
@@ -126,10 +115,6 @@ impl Element for bf16 {
     unsafe fn load<V: Vector>(from: *const Self) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load_bf16(from) }
-    }
-
-    fn to_float(self) -> f32 {
-        self.to_f32()
     }
 }
 

@@ -108,7 +108,7 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     let mut reply = Reply::new(worker, &ask, &loaded.text);
     let id = headers.get(ID_HEADER).map_or(reply.id().as_bytes(), HeaderValue::as_bytes);
     let chosen = loaded.shadow.choose(id, &ask.prompt);
-    let mut answer = match submit(loaded, ask, grammar.as_ref(), ticket, time, tiers.doubts()) {
+    let mut answer = match submit(loaded, ask, grammar, ticket, time, tiers.doubts()) {
         Ok(answer) => {
             if let Some(chosen) = chosen {
                 chosen.start();
@@ -266,7 +266,7 @@ pub(super) struct Refusal {
 fn submit(
     loaded: &Loaded,
     ask: Ask,
-    grammar: Option<&Grammar>,
+    mut grammar: Option<Grammar>,
     ticket: Ticket,
     time: Time,
     doubts: bool,
@@ -279,7 +279,9 @@ fn submit(
     for choice in 0..choices as u64 {
         // Choices of one seed differ, and each repeats.
         let seed = sampling.seed.map(|seed| seed.wrapping_add(choice));
-        let (sampling, grammar) = (Sampling { seed, ..sampling }, grammar.cloned().map(Box::new));
+        // A copy costs as much as the grammar has states; the last choice needs none.
+        let grammar = if choice + 1 == choices as u64 { grammar.take() } else { grammar.clone() };
+        let (sampling, grammar) = (Sampling { seed, ..sampling }, grammar.map(Box::new));
         let work = Work::Generate { max_tokens, sampling, stop: stop.clone(), likelihood, grammar };
         let (job, receiver) = Job::new(Class::Live, prompt.clone(), work, time.arrival);
         if let Err(refused) = loaded.engine.submit(job) {
