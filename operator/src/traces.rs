@@ -152,3 +152,6 @@ fn known(metadata: &Metadata<'_>) -> bool {
     let requests = metadata.is_span() && metadata.target().starts_with("kube_client");
     *metadata.level() <= finest && (is_ours(metadata) || requests)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
