@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// Names of the rows, and what `inference-worker` is told; PAIR is the pair's directory. `--steps` and the rest of
-/// [`STUDENT`] are the same for all students. Phase 3 is the row `distill`.
+/// [`STUDENT`] are the same for all students but one. Phase 3 is the row `distill`.
 const ROWS: &[(&str, &str)] = &[
     ("ptq-phase-1", "convert PAIR/fp16 --phase 1"),
     ("ptq-phase-2", "convert PAIR/fp16 --phase 2"),
@@ -34,6 +34,8 @@ const ROWS: &[(&str, &str)] = &[
     ("qat-distill", "distill --teacher PAIR/fp16"),
     ("distill", "distill --teacher PAIR/fp16 --cross-entropy 0"),
     ("progressive", "distill --teacher PAIR/fp16 --cross-entropy 0 --progressive 30,60,90"),
+    // As many steps at the last precision as the others have, and the steps before it on top.
+    ("progressive-210", "distill --teacher PAIR/fp16 --cross-entropy 0 --progressive 30,60,90 --steps 210"),
     ("noise", "distill --teacher PAIR/fp16 --cross-entropy 0 --noise 0.1"),
     ("hidden", "distill --teacher PAIR/fp16 --cross-entropy 0 --hidden 1"),
     ("phase-1", "distill --teacher PAIR/fp16 --cross-entropy 0 --phase 1"),
@@ -44,8 +46,8 @@ const ROWS: &[(&str, &str)] = &[
     ("federated-4", "federated coordinator --model PAIR/fp16 --clients 4 --cross-entropy 0 --generate 40"),
 ];
 
-/// What every student is told besides.
-const STUDENT: &str = "--steps 120 --validate 120";
+/// What every student is told besides, where its row does not say it.
+const STUDENT: [&str; 2] = ["--steps 120", "--validate 120"];
 /// What each of the four clients is told besides; its text is its own.
 const CLIENT: &str = "federated client --model PAIR/fp16 --generate 10";
 const CLIENTS: usize = 4;
@@ -116,8 +118,14 @@ fn worker() -> Result<PathBuf> {
 
 /// Words of a row's command, the common ones included.
 fn words(command: &str, pair: &str) -> Vec<String> {
-    let common = if command.starts_with("distill") { STUDENT } else { "" };
-    let all = format!("{command} {common}");
+    let mut all = command.to_owned();
+    for common in STUDENT.iter().filter(|_| command.starts_with("distill")) {
+        let option = common.split(' ').next().unwrap_or(common);
+        if !command.contains(option) {
+            all.push(' ');
+            all.push_str(common);
+        }
+    }
     all.split_whitespace().map(|word| word.replace("PAIR", pair)).collect()
 }
 

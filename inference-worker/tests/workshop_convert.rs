@@ -356,6 +356,7 @@ fn a_disk_that_takes_no_more_is_said_and_leaves_nothing() {
         .unwrap();
     let text = String::from_utf8_lossy(&run.stderr);
     assert!(!run.status.success() && text.contains("cannot write") && text.contains("model.safetensors"), "{text}");
+    assert!(text.contains("(raise the limit of file sizes, `ulimit -f`, and run the command again)"), "{text}");
     let names: Vec<_> = fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["m"]);
 }

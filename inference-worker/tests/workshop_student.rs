@@ -361,6 +361,55 @@ fn a_full_disk_is_named_and_ends_the_run() {
 }
 
 #[test]
+fn a_checkpoint_that_the_disk_does_not_take_leaves_the_last_one_and_the_run_goes_on() {
+    let shop = Shop::new();
+    let (gate, out, work) = (shop.path("gate.yaml"), shop.path("student"), shop.path("student.training"));
+    // Every student passes: the first run ends at its first checkpoint.
+    let spec = serde_json::json!({
+        "apiVersion": "rollouts.bitnet.dev/v1alpha1", "kind": "QualityGate", "metadata": {"name": "any"},
+        "spec": {"probes": {"configMap": "p"}, "signals": {"cosine": {"minMean": "0.000001", "tail": {"min": "0.000001"}}}},
+    });
+    fs::write(&gate, spec.to_string()).unwrap();
+    let run = |limit: &str, more: &[&str]| {
+        // Beyond the limit a write fails as on a full disk; with the signal ignored it is an error like any other.
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
+        let made = Command::new("bash")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_inference-worker"), "distill", "--teacher"])
+            .arg(shop.path("pair/fp16"))
+            .args(["--batch", "4", "--sequence", "32", "--validate", "4", "--sequences", "4", "--steps", "12"])
+            .args(["--generate", "40", "--cross-entropy", "0", "--out"])
+            .arg(&out)
+            .args(more)
+            .output()
+            .unwrap();
+        (made.status.success(), String::from_utf8_lossy(&made.stderr).into_owned())
+    };
+    let made = run("unlimited", &["--until", &gate.display().to_string()]);
+    assert!(made.0, "{}", made.1);
+    fs::remove_dir_all(&out).unwrap();
+    let files = || -> Vec<(String, Vec<u8>)> {
+        let all = fs::read_dir(work.join("checkpoint")).unwrap().map(|entry| entry.unwrap().path());
+        let mut all: Vec<_> =
+            all.map(|path| (path.file_name().unwrap().display().to_string(), fs::read(&path).unwrap())).collect();
+        all.sort();
+        all
+    };
+    let before = files();
+    let (went, said) = run("64", &["--resume"]);
+    for part in ["checkpoint is whole", "go on from it with --resume", "cannot write", "state.safetensors", "ulimit -f"]
+    {
+        let part = part.replace("checkpoint is", &format!("{} is", work.join("checkpoint").display()));
+        assert!(!went && said.contains(&part), "{part}: {said}");
+    }
+    assert!(files() == before && !out.exists(), "the old checkpoint stays whole");
+    let names: Vec<_> = fs::read_dir(&work).unwrap().map(|e| e.unwrap().file_name().display().to_string()).collect();
+    assert!(!names.iter().any(|name| name.starts_with('.')), "half of a new one is left: {names:?}");
+    let (went, said) = run("unlimited", &["--resume"]);
+    assert!(went && out.join("model.safetensors").exists(), "{said}");
+    assert_eq!(log(&work).last().unwrap()["step"], 12);
+}
+
+#[test]
 fn epochs_on_the_command_line_show_in_the_log() {
     let shop = Shop::new();
     let text = shop.path("text.jsonl");

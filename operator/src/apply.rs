@@ -18,6 +18,7 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::Value;
+use tracing::{Instrument, debug_span, field};
 
 /// Requests that were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,27 @@ pub fn summary(error: &kube::Error) -> String {
 
 /// Sends one request. The object as answered, where there is one.
 pub async fn send(client: &Client, namespace: &str, write: &Write) -> Result<Option<DynamicObject>, Error> {
+    let action = match &write.action {
+        Action::Create(_) => "create",
+        Action::Patch(_) => "patch",
+        Action::Delete { .. } => "delete",
+    };
+    let span = debug_span!(
+        "write",
+        action,
+        kind = write.kind.name(),
+        name = write.name,
+        otel.status_code = field::Empty,
+        otel.status_description = field::Empty,
+    );
+    let outcome = once(client, namespace, write).instrument(span.clone()).await;
+    if let Err(error) = &outcome {
+        span.record("otel.status_code", "ERROR").record("otel.status_description", error.to_string());
+    }
+    outcome
+}
+
+async fn once(client: &Client, namespace: &str, write: &Write) -> Result<Option<DynamicObject>, Error> {
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource(write.kind));
     let failed =
         |verb| move |source| Error { verb, kind: write.kind, name: write.name.clone(), source: Box::new(source) };

@@ -27,4 +27,5 @@ pub mod preflight;
 pub mod reconcile;
 pub mod render;
 pub mod status;
+pub mod traces;
 pub mod worker;

@@ -17,6 +17,7 @@ use bitnet_operator::{
     notifications::Notifier,
     preflight,
     reconcile::Context,
+    traces::Traces,
     worker::Workers,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -28,7 +29,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Rolls BitNet models out beside their fp16 baseline, and back, by evidence.
 #[derive(Parser)]
@@ -98,16 +99,25 @@ fn main() -> ExitCode {
         Command::Run(run) => &run.common,
         Command::Detach(common) => common,
     };
-    log(common.log_format);
+    // Before the runtime: the exporter's client blocks, on a thread of its own.
+    let traces = Traces::from_env();
+    log(common.log_format, traces.as_ref().ok().and_then(Option::as_ref));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(4).enable_all().build();
     let outcome = runtime.context("cannot start the runtime").and_then(|runtime| {
-        runtime.block_on(async {
+        let traces = traces?;
+        let outcome = runtime.block_on(async {
             match cli.command {
                 Command::Run(run) => run_operator(run).await,
                 Command::Detach(common) => run_detach(common).await,
             }
-        })
+        });
+        if let Some(traces) = traces {
+            traces.flush();
+        }
+        // Dropping it would wait for tasks that have nothing left to do.
+        runtime.shutdown_background();
+        outcome
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -118,18 +128,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn log(format: LogFormat) {
+fn log(format: LogFormat, traces: Option<&Traces>) {
     // Debug lines of the HTTP client may hold objects: they need to be asked for by name.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    // Each has its own filter: what the log leaves out may be traced, and the other way round.
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces.map(Traces::layer)).init();
 }
 
 async fn start(common: Common) -> anyhow::Result<(Config, kube::Config, Claim)> {
@@ -180,19 +191,22 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
     .boxed()
     .shared();
 
-    {
+    let holding = {
         let (unfenced, claim, fence) = (unfenced.clone(), claim.clone(), fence.clone());
         tokio::spawn(async move {
             let lost = lease::hold(unfenced, &claim, &fence).await;
             tracing::error!(error = &lost as &dyn std::error::Error, "not leading any more");
             // Reconciles may still run; the fence keeps them from writing, and nothing of them may outlive this.
             std::process::exit(1);
-        });
-    }
+        })
+    };
     let leading = fence.acquired();
     tokio::select! {
         () = leading => {}
-        () = stop.clone() => return Ok(()),
+        () = stop.clone() => {
+            holding.abort();
+            return Ok(());
+        }
     }
     let notifier = Notifier::start(&config.notifications, &run.notifications, metrics.clone());
     let notifier = Arc::new(notifier.context("cannot set the notifications up")?);
@@ -217,10 +231,11 @@ async fn run_operator(run: Run) -> anyhow::Result<()> {
     };
     tokio::select! { () = running => {}, () = drained => {} }
     notifier.flush().await;
+    // What follows may take a moment, in which nobody may take the lease back.
+    holding.abort();
     lease::release(unfenced, &claim, &fence).await;
     tracing::info!("stopped");
-    // Returning would wait for tasks that have nothing left to do.
-    std::process::exit(0);
+    Ok(())
 }
 
 /// Serves the dashboard by the doors whose port is not 0, with a watch of its own.

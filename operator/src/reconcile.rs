@@ -38,7 +38,7 @@ use kube::{
     },
 };
 use std::{sync::Arc, time::Duration};
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, Span, debug_span, field, info_span};
 
 /// A custom resource that may be malformed.
 pub type Guarded = DeserializeGuard<ModelRollout>;
@@ -121,7 +121,20 @@ impl Error {
 /// Reconciles one rollout.
 pub async fn reconcile(trigger: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
     let object = ObjectRef::from_obj(&*trigger);
-    match Box::pin(run(&trigger, &context)).await? {
+    // The root of a trace. Not for the log: kube's own span names the object there.
+    let span = debug_span!(
+        "reconcile",
+        namespace = trigger.namespace(),
+        rollout = trigger.name_any(),
+        phase = field::Empty,
+        otel.status_code = field::Empty,
+        otel.status_description = field::Empty,
+    );
+    let outcome = Box::pin(run(&trigger, &context)).instrument(span.clone()).await;
+    if let Err(error) = &outcome {
+        span.record("otel.status_code", "ERROR").record("otel.status_description", error.to_string());
+    }
+    match outcome? {
         Next::Change => {
             context.backoff.succeeded(&object);
             context.metrics.reconciled("ok");
@@ -151,6 +164,7 @@ enum Next {
 }
 
 async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
+    let root = Span::current();
     let Some(object) = read(trigger, context).await? else { return Ok(Next::Change) };
     let old = object.status.clone().unwrap_or_default();
     let now = Time(Timestamp::now().as_millisecond());
@@ -186,6 +200,7 @@ async fn run(trigger: &Guarded, context: &Context) -> Result<Next, Error> {
         let (_span, _watch) = (info_span!("plan").entered(), context.metrics.step("plan"));
         plan(&rollout, &state, &world.observation, now)
     };
+    root.record("phase", plan.report.phase.name());
     lint(context, &rollout, &world, &plan).map_err(Error::Violations)?;
     let objects = {
         let (_span, _watch) = (info_span!("render").entered(), context.metrics.step("render"));

@@ -11,6 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
+use tracing::{Instrument, debug_span, field};
 
 mod checks;
 
@@ -209,11 +210,25 @@ impl Workers {
         body: Option<&impl Serialize>,
     ) -> Result<Response, Error> {
         let address = self.address(pod);
+        let span = debug_span!(
+            "worker",
+            otel.kind = "client",
+            http.method = %method,
+            server.address = %address,
+            url.path = path,
+            http.status_code = field::Empty,
+            otel.status_code = field::Empty,
+        );
         let mut request = self.client.request(method, format!("http://{address}{path}"));
         if let Some(body) = body {
             request = request.json(body);
         }
-        request.send().await.map_err(|source| transport(address, source))
+        let answer = request.send().instrument(span.clone()).await;
+        match &answer {
+            Ok(answer) => span.record("http.status_code", answer.status().as_u16()),
+            Err(_) => span.record("otel.status_code", "ERROR"),
+        };
+        answer.map_err(|source| transport(address, source))
     }
 
     async fn json<T: DeserializeOwned>(&self, pod: IpAddr, mut answer: Response) -> Result<T, Error> {

@@ -66,3 +66,19 @@ capabilities: {drop: [ALL]}
 - {name: BITNET_LOG_FORMAT, value: {{ .Values.logFormat | quote }}}
 - {name: RUST_LOG, value: {{ .Values.log | quote }}}
 {{- end -}}
+
+{{- /* Where traces go, in the variables of the OpenTelemetry specification. */ -}}
+{{- define "bitnet.otlp" -}}
+{{- $attributes := list "k8s.namespace.name=$(POD_NAMESPACE)" "k8s.pod.name=$(POD_NAME)" -}}
+{{- range $name, $value := .resourceAttributes -}}
+{{- $attributes = append $attributes (printf "%s=%s" $name $value) -}}
+{{- end -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .endpoint | quote }}}
+- {name: OTEL_SERVICE_NAME, value: {{ .serviceName | quote }}}
+- {name: OTEL_RESOURCE_ATTRIBUTES, value: {{ join "," $attributes | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .sampleRatio | toString | quote }}}
+{{- with .headersSecret }}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, valueFrom: {secretKeyRef: {name: {{ . }}, key: headers}}}
+{{- end }}
+{{- end -}}

@@ -1,5 +1,6 @@
 use crate::compare::ProbeError;
 use crate::model::{ForwardError, LoadError, TextError};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Why a pair or a damaged model was not made. Nothing is left at the destination.
@@ -15,7 +16,7 @@ pub enum WorkshopError {
         source: candle_core::Error,
     },
     /// A file or directory could not be read or written.
-    #[error("cannot {doing} {}", path.display())]
+    #[error("cannot {doing} {}{}", path.display(), remedy(source))]
     File {
         /// Verb.
         doing: &'static str,
@@ -23,7 +24,7 @@ pub enum WorkshopError {
         path: PathBuf,
         /// The operating system's answer.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The tokenizer could not be trained, saved or used.
     #[error("the tokenizer failed while {doing}")]
@@ -92,9 +93,30 @@ pub enum WorkshopError {
     /// The result was made and measured, but is not what it must be.
     #[error("{0}")]
     Missed(String),
+    /// A run stopped at a file, and what it had saved before is whole.
+    #[error("the run stopped; the checkpoint in {} is whole: go on from it with --resume", .checkpoint.display())]
+    Interrupted {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What stopped it.
+        #[source]
+        source: Box<WorkshopError>,
+    },
     /// Another process is writing the same destination.
     #[error("another run is writing {}: wait for it, or choose another --out", .0.display())]
     Busy(PathBuf),
+}
+
+/// What to do where the system's own words do not say it.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            " (make room there, or name a place on another disk, and run the command again)"
+        }
+        ErrorKind::FileTooLarge => " (raise the limit of file sizes, `ulimit -f`, and run the command again)",
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => " (name a place that you may write to)",
+        _ => "",
+    }
 }
 
 impl WorkshopError {
@@ -107,7 +129,7 @@ impl WorkshopError {
         move |source| Self::Tensor { doing, source }
     }
 
-    pub(super) fn file(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(super) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::File { doing, path, source }
     }

@@ -46,11 +46,13 @@ impl Staging {
         &self.partial
     }
 
-    /// Puts the directory in its place, replacing what is there.
+    /// Puts the directory in its place, replacing what is there. Its content is on the disk before it has its name: a
+    /// machine that loses power finds the old one or the new one.
     ///
     /// # Errors
-    /// [`WorkshopError::File`] if a rename fails; the destination is then as it was.
+    /// [`WorkshopError::File`] if the disk does not take it or a rename fails; the destination is then as it was.
     pub fn publish(mut self) -> Result<(), WorkshopError> {
+        sync(&self.partial)?;
         let old = replaced(&self.destination);
         let replaces = self.destination.exists();
         if old.exists() {
@@ -81,6 +83,19 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// Everything below a directory, and the directories themselves.
+fn sync(dir: &Path) -> Result<(), WorkshopError> {
+    for entry in fs::read_dir(dir).map_err(WorkshopError::file("read", dir))? {
+        let path = entry.map_err(WorkshopError::file("read", dir))?.path();
+        if path.is_dir() {
+            sync(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(WorkshopError::file("write", &path))?;
+        }
+    }
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(WorkshopError::file("write", dir))
 }
 
 /// Puts back what a process had moved aside for its successor when it was killed, if nothing came in its place.

@@ -13,6 +13,7 @@ mod action;
 mod comparisons;
 mod forecast;
 mod pages;
+mod probes;
 mod spending;
 mod stream;
 mod ticks;
@@ -125,6 +126,7 @@ impl Dashboard {
             .route("/api/v1/rollouts", get(rollouts))
             .route("/api/v1/rollouts/{namespace}/{name}", get(rollout))
             .route("/api/v1/rollouts/{namespace}/{name}/decisions", get(decisions))
+            .route("/api/v1/rollouts/{namespace}/{name}/probes", get(probes::texts))
             .route("/api/v1/rollouts/{namespace}/{name}/{verb}", post(action::act))
             .route("/api/v1/stream", get(stream::all))
             .route("/api/v1/stream/{namespace}/{name}", get(stream::one))

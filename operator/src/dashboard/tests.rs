@@ -249,6 +249,51 @@ async fn the_api_servers_refusal_of_a_verb_reaches_the_page_with_its_words() {
     assert!(body["error"].as_str().unwrap().contains("cannot patch"), "{body}");
 }
 
+/// The gate and its probe set, as a caller who may read both finds them.
+fn probe_set(asked: &Asked) -> Option<(u16, Value)> {
+    if asked.path.contains("qualitygates/chat") {
+        let gate = json!({
+            "apiVersion": "rollouts.bitnet.dev/v1alpha1", "kind": "QualityGate", "metadata": {"name": "chat"},
+            "spec": {"probes": {"configMap": "chat-probes"}},
+        });
+        return Some((200, gate));
+    }
+    let lines: Vec<_> = (0..64).map(|n| json!({"prompt": format!("<b>text {n}</b>")}).to_string()).collect();
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "chat-probes"},
+        "data": {"prompts.jsonl": lines.join("\n")}});
+    asked.path.contains("configmaps/chat-probes").then_some((200, map))
+}
+
+#[tokio::test]
+async fn texts_of_prompts_are_read_by_their_reader_and_by_nobody_else() {
+    let stage = stage(|asked| probe_set(asked).unwrap());
+    let of = |of: &str| format!("{CHAT}/probes?of={of}");
+    assert_eq!(ask(&stage, Door::Loopback, get_as(&of("0"), None)).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(ask(&stage, Door::Login, get_as(&of("0"), None)).await.0, StatusCode::UNAUTHORIZED);
+    let other = "/api/v1/rollouts/team-b/other/probes?of=0";
+    assert_eq!(ask(&stage, Door::Login, get_as(other, Some("good"))).await.0, StatusCode::FORBIDDEN);
+    for wrong in ["", "x", "-1", &["0"; 33].join(",")] {
+        let status = ask(&stage, Door::Login, get_as(&of(wrong), Some("good"))).await.0;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{wrong:?}");
+    }
+    assert!(stage.theirs.lock().unwrap().is_empty(), "nothing was read for any of these");
+    let (status, _, body) = ask(&stage, Door::Login, get_as(&of("3,1,900"), Some("good"))).await;
+    let wanted = json!({"configMap": "chat-probes", "texts": {"1": "<b>text 1</b>", "3": "<b>text 3</b>"}});
+    assert_eq!((status, body), (StatusCode::OK, wanted));
+    assert_eq!(*stage.tokens.lock().unwrap(), ["good"], "as the caller");
+    let own = stage.own.lock().unwrap();
+    assert!(own.iter().all(|asked| asked.path.contains("review")), "the operator itself read nothing: {own:?}");
+}
+
+#[tokio::test]
+async fn who_may_not_read_the_probe_set_is_told_which_rights_it_needs() {
+    let stage = stage(|_| refusal(403, "Forbidden", "configmaps \"chat-probes\" is forbidden"));
+    let (status, _, body) = ask(&stage, Door::Login, get_as(&format!("{CHAT}/probes?of=0"), Some("good"))).await;
+    let text = body["error"].as_str().unwrap();
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(text.contains("is forbidden") && text.contains("get qualitygates and configmaps"), "{text}");
+}
+
 #[tokio::test]
 async fn every_answer_has_its_headers_and_the_page_is_small_and_from_here_alone() {
     let stage = plain();

@@ -180,3 +180,40 @@ async fn a_quota_is_told_and_does_not_slow_the_next_look_down() {
     assert!(status["message"].as_str().unwrap().contains("exceeded quota: gpus"), "{status}");
     assert!(writes(&log).contains(&"POST tenant/services".to_owned()), "what can be made is made");
 }
+
+/// What OTLP is for: a reconcile arrives at a collector as one trace, with its steps and its writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconcile_is_a_trace_that_a_collector_receives() {
+    use crate::traces::{
+        Traces,
+        tests::{Collector, attribute},
+    };
+    use tracing_subscriber::layer::SubscriberExt as _;
+    let (collector, url) = Collector::listen().await;
+    let traces = Traces::to(&url).unwrap();
+    let (client, _, _) = world(object(), Some(gate()), |asked| {
+        asked.path.contains("/status").then(|| refusal(422, "Invalid", "a test failed"))
+    });
+    {
+        let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(traces.layer()));
+        look(&context(&client)).await.unwrap_err();
+    }
+    traces.flush();
+    let spans = collector.spans();
+    let one =
+        |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no {name}: {spans:?}"));
+    let root = one("reconcile");
+    assert!(root.parent_span_id.is_empty());
+    assert_eq!(attribute(root, "namespace").as_deref(), Some("tenant"));
+    assert_eq!(attribute(root, "rollout").as_deref(), Some("chat"));
+    assert_eq!(attribute(root, "phase").as_deref(), Some("Pending"));
+    assert_eq!(root.status.as_ref().unwrap().message, "cannot write status");
+    for step in ["validate", "observe", "plan", "render", "apply", "status"] {
+        assert_eq!(one(step).parent_span_id, root.span_id, "{step}");
+    }
+    let write = one("write");
+    assert_eq!(write.parent_span_id, one("apply").span_id);
+    assert_eq!(attribute(write, "action").as_deref(), Some("patch"));
+    assert_eq!(attribute(write, "kind").as_deref(), Some("ModelRollout"));
+    assert!(spans.iter().all(|span| span.trace_id == root.trace_id));
+}

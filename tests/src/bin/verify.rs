@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use e2e::stage::checkout;
+use e2e::{
+    cluster::image_size,
+    stage::{Binaries, checkout},
+};
 use std::{
     process::{Command, Stdio},
     time::Instant,
@@ -80,6 +83,7 @@ fn main() -> Result<()> {
             cargo(name, stage, &begin)?;
         }
         one_of_each(&["kube", "kube-core", "k8s-openapi", "safetensors"])?;
+        operator_image(&begin)?;
         if !args.without.contains(&Part::Browser) {
             browser(&begin)?;
         }
@@ -164,6 +168,23 @@ fn cargo(name: &str, args: &[&str], begin: &Instant) -> Result<()> {
         .context("running cargo: install Rust (rustup) so that `cargo` is on PATH")?;
     if !status.success() {
         bail!("{name} failed: run `cargo {}` to see it alone", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Largest image of the operator on a node's disk.
+const OPERATOR_IMAGE: u64 = 25_000_000;
+
+/// The operator stays small: it is pulled wherever it is scheduled.
+fn operator_image(begin: &Instant) -> Result<()> {
+    println!("== size of the operator's image ({:.0} s)", begin.elapsed().as_secs_f64());
+    let size = image_size(&Binaries::build()?.operator)?;
+    println!("{:.1} of {:.1} MB", size as f64 / 1e6, OPERATOR_IMAGE as f64 / 1e6);
+    if size > OPERATOR_IMAGE {
+        bail!(
+            "the operator's image has {size} bytes and may have {OPERATOR_IMAGE}: `cargo tree -p bitnet-operator -e normal` \
+             shows what came in; opt-level \"s\" for what only waits is in Cargo.toml"
+        );
     }
     Ok(())
 }

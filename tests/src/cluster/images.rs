@@ -166,6 +166,22 @@ fn repository(name: &str) -> &str {
     }
 }
 
+/// Bytes of the image of a program on a node's disk: its only layer, the program without symbols as a Dockerfile puts it
+/// there.
+pub fn image_size(program: &Path) -> Result<u64> {
+    let dir = tempfile::tempdir().context("making a folder")?;
+    let stripped = dir.path().join(program.file_name().context("the program needs a name")?);
+    let done = Command::new("strip").arg("-o").arg(&stripped).arg(program).status();
+    ensure!(
+        done.context("could not start `strip` (Debian: binutils)")?.success(),
+        "strip {} failed",
+        program.display()
+    );
+    let mut measure = Measure::default();
+    Contents::program(&stripped, &[])?.write_layer(&mut measure)?;
+    Ok(measure.size)
+}
+
 /// Counts and hashes what is written.
 #[derive(Default)]
 struct Measure {
@@ -411,6 +427,14 @@ mod tests {
             assert!(text.contains(build), "{file}: the programs are built as the box builds them");
             assert!(text.contains(&format!("images/rootfs.sh target/release/{name} /rootfs")));
         }
+    }
+
+    #[test]
+    fn an_image_weighs_at_least_its_program_and_less_than_it_with_its_symbols() {
+        let program = std::env::current_exe().unwrap();
+        let weight = image_size(&program).unwrap();
+        assert!(weight > 1 << 20 && weight < fs::metadata(&program).unwrap().len() + (8 << 20), "{weight}");
+        assert!(image_size(Path::new("/nowhere")).is_err());
     }
 
     #[test]

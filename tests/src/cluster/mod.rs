@@ -48,7 +48,7 @@ use jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 pub use audit::AuditEvent;
-pub use images::{IMAGE_USER, ImageRef, publish_model, publish_program};
+pub use images::{IMAGE_USER, ImageRef, image_size, publish_model, publish_program};
 pub use layout::{Layout, NODE_IP, NODE_NAME, cache_dir};
 pub use pki::USERS;
 pub use processes::{Process, pids};

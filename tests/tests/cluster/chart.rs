@@ -87,6 +87,9 @@ pub(crate) async fn wrong_values_are_refused_by_name(suite: Arc<Suite>) -> Resul
         ("notifications.secret=Upper", "secret"),
         ("monitoring.podMonitors.interval=soon", "interval"),
         ("monitoring.rules.runbooks=javascript:alert(1)", "runbooks"),
+        ("otlp.endpoint=collector:4318", "endpoint"),
+        ("otlp.sampleRatio=2", "sampleRatio"),
+        ("otlp.resourceAttributes.team=a=b", "resourceAttributes"),
         ("networkPolicy.metricsFrom=anywhere", "metricsFrom"),
     ];
     for (value, name) in cases {

@@ -90,12 +90,23 @@ pub struct Summary {
 ///
 /// # Errors
 /// [`WorkshopError::Refused`] names the setting or file that cannot be; a loss that is no number ends the run with
-/// [`WorkshopError::Missed`], and the last checkpoint stays as it was.
+/// [`WorkshopError::Missed`], and a file that cannot be written with [`WorkshopError::Interrupted`]: the last checkpoint
+/// stays as it was.
 pub fn distill_student(
     settings: &Settings,
     text: &Text,
     progress: &mut dyn Progress,
 ) -> Result<Summary, WorkshopError> {
+    let checkpoint = settings.work.join(CHECKPOINT);
+    train(settings, text, progress).map_err(|error| match error {
+        WorkshopError::File { .. } if checkpoint.exists() => {
+            WorkshopError::Interrupted { checkpoint, source: Box::new(error) }
+        }
+        other => other,
+    })
+}
+
+fn train(settings: &Settings, text: &Text, progress: &mut dyn Progress) -> Result<Summary, WorkshopError> {
     let teacher = Loaded::open(&settings.teacher)?;
     let mut weights = settings.form.read()?;
     check(settings, text, &teacher, &weights.shape)?;

@@ -197,6 +197,14 @@ function detail(namespace, name) {
           make('span', {}, spec.message || '–', make('br'), make('code', {}, `kubectl bitnet explain ${id} -n ${namespace}`))])) : make('p', {}, 'Nothing was decided yet.'));
     } catch (error) { past.replaceChildren(make('h2', {}, 'Decisions'), failure(error, 'The decisions cannot be shown.')); }
   };
+  // Of this page only, as the token.
+  const texts = { known: {}, error: '' };
+  texts.read = async (of) => {
+    if (!token) { login(); return; }
+    try { texts.known = (await (await ask(`/api/v1/rollouts/${path}/probes?of=${of.join(',')}`)).json()).texts; texts.error = ''; }
+    catch (error) { texts.known = {}; texts.error = error.message; }
+    soon();
+  };
   let waiting = false;
   const draw = () => {
     waiting = false;
@@ -205,10 +213,11 @@ function detail(namespace, name) {
     if (phase !== null && phase !== status.phase) say(`${name} is ${status.phase}: ${status.message ?? ''}`);
     phase = status.phase;
     const open = [...place.querySelectorAll('details')].map((node) => node.open);
-    const focus = document.activeElement?.dataset?.verb;
-    place.replaceChildren(...[head(object, status), arms(status, watched), evidence(status, watched), conditions(status), asked(status)].flat());
+    const focus = document.activeElement?.dataset?.verb, reading = document.activeElement?.dataset?.texts !== undefined;
+    place.replaceChildren(...[head(object, status), arms(status, watched), evidence(status, watched, texts), conditions(status), asked(status)].flat());
     place.querySelectorAll('details').forEach((node, i) => { if (open[i]) node.open = true; });
     if (focus) place.querySelector(`[data-verb="${focus}"]`)?.focus();
+    if (reading) place.querySelector('[data-texts]')?.focus();
     const latest = status.decision?.id ?? '';
     if (decided !== latest) { decided = latest; decisions(); }
   };
@@ -273,7 +282,7 @@ function arms(status, watched) {
   return [make('h2', {}, 'Arms'), table('Side by side', ['Arm', 'Revision', 'Weight set', 'Share seen', 'Requests', 'Errors', 'To the first token', 'Per token', 'Per 1,000 tokens', 'Pods ready'], body), make('p', { class: 'dim' }, note)];
 }
 
-function evidence(status, watched) {
+function evidence(status, watched, texts) {
   const out = [make('h2', {}, 'Evidence')];
   const signals = status.signals ?? [];
   if (signals.length === 0) return [...out, make('p', {}, 'No attempt has brought evidence yet.')];
@@ -288,7 +297,7 @@ function evidence(status, watched) {
   }
   const expected = outlook(status, watched);
   if (expected) out.push(make('p', {}, expected));
-  if (watched?.comparisons && charts) out.push(...compared(watched.comparisons));
+  if (watched?.comparisons && charts) out.push(...compared(watched.comparisons, texts));
   if (!watched || watched.points.length === 0) {
     out.push(make('p', { class: 'dim' }, about && !about.leading ? `Charts: this process (${about.process}) does not lead and takes no ticks; the leading one has them.`
       : 'Charts: this process has taken no tick of this attempt (they are kept in memory, not in the cluster).'));
@@ -326,7 +335,7 @@ function length(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-function compared(of) {
+function compared(of, texts) {
   const lines = [{ at: of.margins.mean, name: `mean must be over ${of.margins.mean}`, kind: 'bound' }, { at: of.mean, name: `mean ${of.mean.toFixed(4)}`, kind: 'for' }];
   if (of.floor) lines.push({ at: of.floor.cosine, name: `A/A floor ${of.floor.cosine.toFixed(4)}`, kind: 'stable' });
   const floor = of.floor ? `A/A floor: 95 % of the last ${of.floor.count} comparisons of this baseline with itself were at least ${of.floor.cosine.toFixed(4)} (${when(of.floor.at)}).`
@@ -334,9 +343,14 @@ function compared(of) {
   const card = make('section', { class: 'card' }, make('h3', {}, 'Cosine, prompt by prompt'),
     charts.bars({ title: 'Cosine, prompt by prompt', from: of.from, to: 1, counts: of.bars, lines }),
     make('p', {}, `The last ${of.count} comparisons with fp16, since ${when(of.since)}. At most ${(100 * of.margins.tailShare).toFixed(0)} % may lie under ${of.margins.tail} at a random position. ${floor}`));
-  const worst = of.worst.length ? table('Worst prompts of these', ['Probe', 'Lowest cosine', 'Times compared', 'When'], of.worst.map((one) => [`#${one.probe + 1}`, one.cosine.toFixed(4), String(one.times), time(new Date(one.at).toISOString())]))
+  const shown = Object.keys(texts.known).length > 0;
+  const worst = of.worst.length ? table('Worst prompts of these', ['Probe', 'Lowest cosine', 'Times compared', 'When', ...(shown ? ['Prompt'] : [])],
+    of.worst.map((one) => [`#${one.probe + 1}`, one.cosine.toFixed(4), String(one.times), time(new Date(one.at).toISOString()), ...(shown ? [texts.known[one.probe] ?? '–'] : [])]))
     : make('p', { class: 'dim' }, 'The workers do not say which prompts these were.');
-  return [make('h2', {}, 'Comparisons'), make('div', { class: 'pair' }, card, make('div', {}, worst, make('p', { class: 'dim' }, '#1 is the first prompt of the probe set. No text of a prompt reaches the operator.')))];
+  const more = of.worst.length === 0 ? [] : [make('p', {}, make('button', { type: 'button', 'data-texts': true, on: { click: () => texts.read(of.worst.map((one) => one.probe)) } }, shown ? 'Read the texts again' : 'Show their texts'),
+    texts.error ? make('span', { class: 'bad', role: 'alert' }, ` ${texts.error}`) : null)];
+  const note = '#1 is the first prompt of the probe set. Texts are read as you, from the gate’s ConfigMap as it is now; the operator itself may not read them.';
+  return [make('h2', {}, 'Comparisons'), make('div', { class: 'pair' }, card, make('div', {}, worst, more, make('p', { class: 'dim' }, note)))];
 }
 
 function absent(watched) {

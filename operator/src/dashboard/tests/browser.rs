@@ -245,8 +245,10 @@ async fn serve(stage: &Stage) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Chromium and axe-core: cargo verify brings them"]
 async fn the_page_in_a_browser() {
-    let mut stage = stage(|_| {
-        (200, json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "chat"}}))
+    let mut stage = stage(|asked| {
+        let written =
+            json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "chat"}});
+        probe_set(asked).unwrap_or((200, written))
     });
     stage.writer.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(running()))));
     watched(&stage);
@@ -306,6 +308,11 @@ async fn the_page_in_a_browser() {
     }
     browser.look("light", false).await;
 
+    // Texts of prompts need a login, too.
+    browser.click("button[data-texts]").await;
+    browser.until("document.querySelector('#login').open").await;
+    browser.click("#login-no").await;
+
     // A verb without a login leads to the login; with one it is written as the caller.
     browser.click("button[data-verb=abort]").await;
     browser.until("document.querySelector('#ask').open").await;
@@ -323,6 +330,12 @@ async fn the_page_in_a_browser() {
         .await;
     browser.until("document.querySelector('button[data-verb=abort]')").await;
     assert!(stage.theirs.lock().unwrap().is_empty(), "nothing was written yet");
+    browser.until("document.querySelector('button[data-texts]')").await;
+    browser.click("button[data-texts]").await;
+    browser.until("document.querySelector('main').innerText.includes('<b>text ')").await;
+    browser.picture("rollout-texts").await;
+    browser.accessible("the texts").await;
+    stage.theirs.lock().unwrap().clear();
     browser.click("button[data-verb=abort]").await;
     browser.until("document.querySelector('#ask').open").await;
     browser.click("#ask-ok").await;
