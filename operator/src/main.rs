@@ -112,11 +112,11 @@ fn main() -> ExitCode {
                 Command::Detach(common) => run_detach(common).await,
             }
         });
+        // Dropping it would wait for tasks that have nothing left to do; the exporter has a thread of its own.
+        runtime.shutdown_background();
         if let Some(traces) = traces {
             traces.flush();
         }
-        // Dropping it would wait for tasks that have nothing left to do.
-        runtime.shutdown_background();
         outcome
     });
     match outcome {
