@@ -26,10 +26,11 @@ impl Collector {
         (collector, endpoint(only(ENDPOINT, &base)).unwrap().unwrap())
     }
 
-    async fn take(State(collector): State<Self>, headers: HeaderMap, body: Bytes) {
+    fn take(State(collector): State<Self>, headers: HeaderMap, body: Bytes) -> std::future::Ready<()> {
         assert_eq!(headers["content-type"], "application/x-protobuf");
         let request = ExportTraceServiceRequest::decode(body).unwrap();
         collector.received.lock().unwrap().push(request);
+        std::future::ready(())
     }
 
     pub(crate) fn spans(&self) -> Vec<Span> {
