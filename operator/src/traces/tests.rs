@@ -1,5 +1,5 @@
 use super::*;
-use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
+use axum::{Router, body::Bytes, http::HeaderMap, routing::post};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::any_value::Value,
@@ -19,18 +19,16 @@ impl Collector {
     /// Listens as a collector does, and where: the protocol's own path, content type and encoding, over real HTTP.
     pub(crate) async fn listen() -> (Self, Url) {
         let collector = Self::default();
-        let router = Router::new().route("/v1/traces", post(Self::take)).with_state(collector.clone());
+        let received = collector.received.clone();
+        let take = async move |headers: HeaderMap, body: Bytes| {
+            assert_eq!(headers["content-type"], "application/x-protobuf");
+            received.lock().unwrap().push(ExportTraceServiceRequest::decode(body).unwrap());
+        };
+        let router = Router::new().route("/v1/traces", post(take));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(axum::serve(listener, router).into_future());
         (collector, endpoint(only(ENDPOINT, &base)).unwrap().unwrap())
-    }
-
-    fn take(State(collector): State<Self>, headers: HeaderMap, body: Bytes) -> std::future::Ready<()> {
-        assert_eq!(headers["content-type"], "application/x-protobuf");
-        let request = ExportTraceServiceRequest::decode(body).unwrap();
-        collector.received.lock().unwrap().push(request);
-        std::future::ready(())
     }
 
     pub(crate) fn spans(&self) -> Vec<Span> {
