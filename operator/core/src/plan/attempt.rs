@@ -136,9 +136,9 @@ fn take_tick(d: &mut Draft<'_>) {
         }
         None => &missed,
     };
-    // The evidence is most of an attempt: it is moved, the rest stays to be read while the tick is taken.
-    let evidence = running.evidence.take();
-    let mut attempt = Attempt { evidence, ..running.clone() };
+    // Moved, not cloned: what stays while the tick is taken is the clock that `watched_for` reads.
+    let none = Attempt::begin(Revision::default(), running.number, Revision::default(), running.last_tick);
+    let mut attempt = std::mem::replace(running, Attempt { unwatched: running.unwatched, ..none });
     compare_identities(d, &mut attempt, sample);
     if attempt.mismatch.is_some() {
         attempt.job = None;
