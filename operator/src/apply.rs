@@ -7,6 +7,7 @@ use crate::{
     client::{Category, category},
     observe::{http_routes, policies},
     render::{Action, Kind, Objects, Prepared, Write, adopt, labels::MANAGED_BY, owned_by},
+    traces,
 };
 use bitnet_api::{
     keys::label,
@@ -122,7 +123,7 @@ pub async fn send(client: &Client, namespace: &str, write: &Write) -> Result<Opt
     );
     let outcome = once(client, namespace, write).instrument(span.clone()).await;
     if let Err(error) = &outcome {
-        span.record("otel.status_code", "ERROR").record("otel.status_description", error.to_string());
+        traces::failed(&span, error);
     }
     outcome
 }

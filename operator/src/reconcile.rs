@@ -12,7 +12,7 @@ use crate::{
     notifications::{Notification, Notifier},
     observe::{self, Rival, Sources, World},
     render::{self, status as words},
-    status,
+    status, traces,
     worker::{Posted, Workers},
 };
 use bitnet_api::{
@@ -132,7 +132,7 @@ pub async fn reconcile(trigger: Arc<Guarded>, context: Arc<Context>) -> Result<A
     );
     let outcome = Box::pin(run(&trigger, &context)).instrument(span.clone()).await;
     if let Err(error) = &outcome {
-        span.record("otel.status_code", "ERROR").record("otel.status_description", error.to_string());
+        traces::failed(&span, error);
     }
     match outcome? {
         Next::Change => {

@@ -7,7 +7,7 @@ use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportC
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use reqwest::Url;
 use std::time::Duration;
-use tracing::{Level, Metadata, Subscriber, subscriber::Interest};
+use tracing::{Level, Metadata, Span, Subscriber, subscriber::Interest};
 use tracing_subscriber::{Layer, filter::dynamic_filter_fn, layer::Context, registry::LookupSpan};
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -132,6 +132,11 @@ impl Traces {
             tracing::info!(error = &error as &dyn std::error::Error, "the last traces were not sent");
         }
     }
+}
+
+/// Marks a span, which must have these two fields, as failed.
+pub(crate) fn failed(span: &Span, error: &dyn std::error::Error) {
+    span.record("otel.status_code", "ERROR").record("otel.status_description", error.to_string());
 }
 
 /// Our spans, whatever the log shows, and below them the requests of the Kubernetes client: alone those would be watches and

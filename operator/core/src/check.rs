@@ -136,7 +136,7 @@ impl<'a> Lint<'a> {
         let model = &self.rollout.model.revision;
         let weight = names.get(model).copied().unwrap_or(0);
         let step = self.rollout.strategy.steps().iter().rfind(|s| s.weight <= weight);
-        let awake = |rule: &&Detour| rule.state != DetourState::Dormant;
+        let awake = |rule: &&Detour| !rule.sleeps();
         let chosen = |rule: &Detour| {
             let to_model = rule.to.as_ref() == Some(model);
             !testing && to_model && step.is_some_and(|s| !s.matches.is_empty() && s.matches == rule.headers)
@@ -445,8 +445,8 @@ impl<'a> Lint<'a> {
         {
             let serves = ledger.rollback_of.is_none() && self.endpoints(&ledger.stable) > 0;
             let rules = self.route().map(|r| r.detours.rules.as_slice()).unwrap_or_default();
-            let awake = rules.iter().any(|rule| rule.state != DetourState::Dormant);
-            self.demand(!(serves && awake), "T8", || "derived rules go while requests take them".into());
+            let asleep = rules.iter().all(Detour::sleeps);
+            self.demand(!serves || asleep, "T8", || "derived rules go while requests take them".into());
         }
         if self.plan.shift == Some(RouteWrite::Restore) {
             let ready = self.route().is_some_and(|r| r.originals_ready == Some(true));

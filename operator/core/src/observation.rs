@@ -133,6 +133,11 @@ impl Detour {
     pub fn dormant(name: &str) -> Self {
         Self { name: name.into(), state: DetourState::Dormant, ..Self::default() }
     }
+
+    /// No request takes it.
+    pub fn sleeps(&self) -> bool {
+        self.state == DetourState::Dormant
+    }
 }
 
 /// Whether requests take a derived rule.

@@ -17,8 +17,7 @@ pub(super) fn read(view: &RouteView) -> (Detours, Option<&Value>) {
     let ours = view.rule().unwrap_or(&none);
     let derived = view.derived();
     let mut rules: Vec<Detour> = derived.iter().map(|(_, rule)| detour(ours, rule)).collect();
-    let splits =
-        |(detour, _): &(&Detour, &(usize, &Value))| detour.name == SPLIT && detour.state != DetourState::Dormant;
+    let splits = |(detour, _): &(&Detour, &(usize, &Value))| detour.name == SPLIT && !detour.sleeps();
     let split = rules.iter().zip(&derived).find(splits).map(|(_, (_, rule))| *rule);
     // Where the split is apart, our rule gives everything to its first backend, unmarked.
     let aside = |(i, backend): (usize, &Value)| backend["weight"] == if i == 0 { 100 } else { 0 };

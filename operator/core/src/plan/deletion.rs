@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Span,
     model::{DeletionPolicy, Revision},
-    observation::{Detour, DetourState, Detours, Ledger, Route, RouteState},
+    observation::{Detour, Detours, Ledger, Route, RouteState},
     report::{Phase, Reason},
 };
 
@@ -96,7 +96,7 @@ fn alone_at(d: &mut Draft<'_>, backends: Vec<(Revision, u32)>) {
 /// ([`crate::observation::DetourState`]); true while that goes on. It does not wait for an acceptance: a deletion must end
 /// without a gateway, too.
 fn asleep(d: &mut Draft<'_>, route: &Route, object: &str) -> bool {
-    let awake = route.detours.mark.is_some() || route.detours.rules.iter().any(|r| r.state != DetourState::Dormant);
+    let awake = route.detours.mark.is_some() || !route.detours.rules.iter().all(Detour::sleeps);
     match d.view.home(100) {
         Some(on) if awake => alone_at(d, vec![(on, 100)]),
         Some(_) if !route.detours.rules.is_empty() => {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     model::{AbTest, HeaderMatch, Revision, Stickiness, Strategy},
-    observation::{Detour, DetourState, Detours, Ledger},
+    observation::{Detour, Detours, Ledger},
 };
 
 /// Name of the rule for the requests of a test that not all requests take part in.
@@ -27,7 +27,7 @@ fn wanted(view: &View<'_>, ledger: &Ledger, weights: &[(Revision, u32)]) -> Deto
     let mut wanted = awake(view, ledger, weights);
     for name in names(view).into_iter().flatten() {
         if !wanted.rules.iter().any(|rule| rule.name == name) {
-            wanted.rules.push(Detour::dormant(name));
+            wanted.rules.push(Detour::dormant(&name));
         }
     }
     wanted
@@ -67,23 +67,20 @@ fn awake(view: &View<'_>, ledger: &Ledger, weights: &[(Revision, u32)]) -> Detou
 }
 
 /// Names of the rules that a trial needs at some time, in their order; `None`: the route has no room for them.
-fn names(view: &View<'_>) -> Option<Vec<&'static str>> {
-    let names = match &view.rollout.strategy {
-        Strategy::AbTest(test) => {
-            let split = (!test.matches.is_empty()).then_some(SPLIT);
-            let sticky = matches!(test.stickiness, Stickiness::Cookie(_)).then_some([CHOSEN, STABLE]);
-            split.into_iter().chain(sticky.into_iter().flatten()).collect()
-        }
-        Strategy::Canary(_) if derives(view) => vec![CHOSEN],
+fn names(view: &View<'_>) -> Option<Vec<String>> {
+    let names: Vec<String> = match &view.rollout.strategy {
+        // Whatever the arms and the weight are.
+        Strategy::AbTest(test) => split(test, "", [view.model(); 2], 0, 0).rules.into_iter().map(|r| r.name).collect(),
+        Strategy::Canary(_) if derives(view) => vec![CHOSEN.into()],
         Strategy::Canary(_) | Strategy::BlueGreen(_) => Vec::new(),
     };
     let there = |name: &str| view.route().is_some_and(|r| r.detours.rules.iter().any(|rule| rule.name == name));
-    let more = names.iter().filter(|name| !there(name)).count();
+    let more = names.iter().filter(|name| !there(name.as_str())).count();
     (more <= view.route()?.spare_rules as usize).then_some(names)
 }
 
 /// The detours of a write with these weights. Rules that the gateway does not know yet come asleep, rules that nothing
-/// asks for any more go to sleep ([`DetourState`]), and none changes its place, because gateways name a rule's backends
+/// asks for any more go to sleep ([`crate::observation::DetourState`]), and none changes its place, because gateways name a rule's backends
 /// by it.
 pub(super) fn of_write(view: &View<'_>, ledger: &Ledger, weights: &[(Revision, u32)]) -> Detours {
     let Detours { mark, rules: wanted } = wanted(view, ledger, weights);
@@ -111,12 +108,11 @@ fn both<'a>(view: &View<'a>) -> Option<(&'a Detours, Detours)> {
     if !derives(view) {
         return Some((&route.detours, Detours::default()));
     }
-    let weights: Vec<(Revision, u32)> = route.backends.iter().map(|b| (Revision(b.name.clone()), b.weight)).collect();
-    Some((&route.detours, wanted(view, ledger, &weights)))
+    Some((&route.detours, wanted(view, ledger, &view.backends())))
 }
 
-/// How the observed detours differ from those that belong to the observed weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the observed detours differ from those that belong to the observed weights, the least difference first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Order {
     /// Not at all, or by rules that sleep.
     Kept,
@@ -131,17 +127,12 @@ pub(super) fn order(view: &View<'_>) -> Order {
     let Some((there, wanted)) = both(view) else { return Order::Kept };
     let mut order = if there.mark == wanted.mark { Order::Kept } else { Order::Lost };
     for rule in &there.rules {
-        let fits = match wanted.rules.iter().find(|other| other.name == rule.name) {
+        order = order.max(match wanted.rules.iter().find(|other| other.name == rule.name) {
             Some(other) if other == rule => Order::Kept,
-            Some(_) if rule.state == DetourState::Dormant => Order::Asleep,
-            None if rule.state == DetourState::Dormant => Order::Kept,
+            Some(_) if rule.sleeps() => Order::Asleep,
+            None if rule.sleeps() => Order::Kept,
             _ => Order::Lost,
-        };
-        order = match (order, fits) {
-            (Order::Lost, _) | (_, Order::Lost) => Order::Lost,
-            (Order::Asleep, _) | (_, Order::Asleep) => Order::Asleep,
-            (Order::Kept, Order::Kept) => Order::Kept,
-        };
+        });
     }
     let missing = |rule: &Detour| !there.rules.iter().any(|other| other.name == rule.name);
     if wanted.rules.iter().any(missing) { Order::Lost } else { order }

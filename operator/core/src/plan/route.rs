@@ -27,7 +27,7 @@ pub(super) fn look(d: &mut Draft<'_>) {
         let ours = d.plan.state.seen.as_ref().map(|s| named(&s.weights)).unwrap_or_default();
         d.by_hand = ours != d.view.weights();
     } else if well_formed(d) {
-        let weights = route.backends.iter().map(|b| (Revision(b.name.clone()), b.weight)).collect();
+        let weights = d.view.backends();
         d.state().seen = Some(Seen::of(ledger, weights));
     } else {
         d.by_hand = true;
@@ -280,13 +280,14 @@ pub(super) fn tidy(d: &mut Draft<'_>) -> bool {
         });
         d.aside(note(Reason::Serving, name, "refs that nothing needs any more leave it"));
     } else {
-        let backends = route.backends.iter().map(|b| (Revision(b.name.clone()), b.weight)).collect();
-        d.shift_to(backends, None, |_| ());
+        d.shift_to(d.view.backends(), None, |_| ());
         d.aside(note(Reason::Serving, name, "rules that nothing needs any more leave it"));
     }
-    if rules && on.is_some_and(|on| on >= DRAIN) {
-        let view = d.view.clone();
-        d.plan.shift.iter_mut().for_each(|write| detours::without_leftovers(&view, write));
+    if rules
+        && on.is_some_and(|on| on >= DRAIN)
+        && let Some(write) = &mut d.plan.shift
+    {
+        detours::without_leftovers(&d.view, write);
     }
     true
 }

@@ -214,6 +214,12 @@ impl<'a> View<'a> {
         self.route().map_or(0, |r| r.weight(revision))
     }
 
+    /// Observed backends as a write has them.
+    pub(super) fn backends(&self) -> Vec<(Revision, u32)> {
+        let listed = self.route().map(|r| r.backends.as_slice()).unwrap_or_default();
+        listed.iter().map(|b| (Revision(b.name.clone()), b.weight)).collect()
+    }
+
     /// Observed weights by backend name, zeros included.
     pub(super) fn weights(&self) -> BTreeMap<&'a str, u64> {
         let mut weights = BTreeMap::new();
