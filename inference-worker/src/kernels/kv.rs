@@ -6,9 +6,11 @@
 //! 16 bits, 64 columns of one position share a lower bound and a step, each in half precision; a number is
 //! `low + step · code` and off by at most half a step.
 
+mod append;
 mod read;
 mod rounding;
 
+pub use append::Append;
 pub(super) use read::{Numbers, Scales};
 pub(super) use rounding::{GROUP, inverse, step, whole};
 
@@ -169,10 +171,14 @@ impl KvFormat {
     /// # Panics
     /// If the block is not there, or a row is not `head_dim` long.
     pub fn write(self, head: &mut [u8], position: usize, key: &[f32], value: &[f32]) {
-        assert!(key.len() == self.head_dim && value.len() == self.head_dim);
         let block = &mut head[position / POSITIONS * self.block_bytes()..][..self.block_bytes()];
+        self.write_in(block, position % POSITIONS, key, value);
+    }
+
+    /// Stores one key and one value in a slot of a block.
+    fn write_in(self, block: &mut [u8], slot: usize, key: &[f32], value: &[f32]) {
+        assert!(key.len() == self.head_dim && value.len() == self.head_dim);
         let (keys, values) = block.split_at_mut(self.key_bytes());
-        let slot = position % POSITIONS;
         match self.bits {
             KvBits::ThirtyTwo => {
                 let (keys, values) = (keys.as_chunks_mut().0, values.as_chunks_mut().0);

@@ -35,7 +35,7 @@ pub use codes::{CodeWidth, Codes};
 pub use cpu::{ActivationBits, CodesProduct, Cpu, DenseProduct, TernaryProduct};
 pub use dense::{Dense, Elements};
 pub(crate) use dense::{FloatStorage, Floats};
-pub use kv::{KvBits, KvFormat};
+pub use kv::{Append, KvBits, KvFormat};
 pub(crate) use memory::{Block, Blocks, Plain, Storage, bytes_of};
 pub use pool::Pool;
 pub(crate) use portable::seen_in_four;

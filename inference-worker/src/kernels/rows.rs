@@ -78,6 +78,11 @@ impl<'a, T> Cells<'a, T> {
         Self { data: data.as_mut_ptr(), count, width, stride, owner: PhantomData }
     }
 
+    /// Number of rows.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Cells of a row.
     pub(super) fn width(&self) -> usize {
         self.width

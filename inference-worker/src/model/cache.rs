@@ -1,7 +1,7 @@
 //! Keys and values of one sequence.
 
 use super::ModelConfig;
-use crate::kernels::{KvBits, KvFormat, Sequence};
+use crate::kernels::{Append, KvBits, KvFormat, Sequence};
 
 /// Keys and values of one sequence, for all layers.
 ///
@@ -82,14 +82,12 @@ impl KvCache {
         self.len += tokens;
     }
 
-    /// Stores one key and one value row (`kv_heads × head_dim`) at `position`.
-    pub(crate) fn write(&mut self, layer: usize, position: usize, key: &[f32], value: &[f32]) {
-        let (width, bytes) = (self.format.head_dim, self.head_bytes());
-        for head in 0..self.kv_heads {
-            let numbers = head * width..(head + 1) * width;
-            let to = &mut self.data[(layer * self.kv_heads + head) * bytes..][..bytes];
-            self.format.write(to, position, &key[numbers.clone()], &value[numbers]);
-        }
+    /// One layer, for `rows` of keys and values that follow the stored tokens.
+    pub(crate) fn layer_mut(&mut self, layer: usize, rows: (usize, usize)) -> Append<'_> {
+        let head_bytes = self.head_bytes();
+        let bytes = self.kv_heads * head_bytes;
+        let heads = &mut self.data[layer * bytes..(layer + 1) * bytes];
+        Append { format: self.format, heads, head_bytes, rows, position: self.len }
     }
 
     /// One layer, for `rows` of queries after the stored tokens, of which the first one sees itself as well.

@@ -2,7 +2,10 @@
 
 use super::linear::{Input, apply};
 use super::{Activation, ForwardError, KvCache, Layer, Model, ModelConfig};
-use crate::kernels::{ActivationBits, Rows, Sequence};
+use crate::kernels::{ActivationBits, Append, Cpu, Rows, Sequence};
+
+/// A float that is rotated, or added to another, takes about as long as so many multiply-adds.
+const FLOAT_WORK: usize = 16;
 
 /// Tokens to append to one sequence, and what to compute from them.
 pub struct Step<'a> {
@@ -123,23 +126,14 @@ impl Model {
             normalise(hidden.row(row), &layer.input_norm, config.rms_eps, out);
         });
         apply(cpu, [&layer.query, &layer.key, &layer.value], normed, [query, key, value]);
-        let mut row = 0;
-        for step in &mut *steps {
-            let start = step.cache.len();
-            for position in start..start + step.tokens.len() {
-                rotate(query.row_mut(row), config.head_dim, &angles[row]);
-                rotate(key.row_mut(row), config.head_dim, &angles[row]);
-                step.cache.write(index, position, key.row(row), value.row(row));
-                row += 1;
-            }
+        for rows in [&mut *query, &mut *key] {
+            let work = rows.width() * FLOAT_WORK;
+            cpu.each_part(rows, 1, work, &|row, _, cells| rotate(cells, config.head_dim, &angles[row]));
         }
-        let mut row = 0;
-        let sequences = steps.iter().filter(|step| !step.tokens.is_empty()).map(|step| {
-            let first = row;
-            row += step.tokens.len();
-            step.cache.layer(index, (first, step.tokens.len()))
-        });
-        let sequences: Vec<Sequence<'_>> = sequences.collect();
+        let mut appended: Vec<Append<'_>> =
+            with_rows(steps).map(|(step, rows)| step.cache.layer_mut(index, rows)).collect();
+        cpu.append(&mut appended, key, value);
+        let sequences: Vec<Sequence<'_>> = with_rows(steps).map(|(step, rows)| step.cache.layer(index, rows)).collect();
         cpu.attend(&sequences, query, (config.head_dim as f32).sqrt().recip(), attended.rows_mut());
         attended.finish(cpu, &layer.output, &|_, row| {
             if let Some(norm) = &layer.attention_sub_norm {
@@ -147,7 +141,7 @@ impl Model {
             }
         });
         apply(cpu, [&layer.output], attended, [delta]);
-        add(hidden, delta);
+        add(cpu, hidden, delta);
     }
 
     fn feed_forward(&self, layer: &Layer, hidden: &mut Rows, scratch: &mut Scratch) {
@@ -171,7 +165,7 @@ impl Model {
             }
         });
         apply(cpu, [&layer.down], gated, [delta]);
-        add(hidden, delta);
+        add(cpu, hidden, delta);
     }
 
     fn logits(&self, steps: &mut [Step<'_>], hidden: &Rows) {
@@ -257,8 +251,20 @@ fn rms_factor(x: &[f32], eps: f32) -> f32 {
     (sum / x.len() as f32 + eps).sqrt().recip()
 }
 
-fn add(hidden: &mut Rows, delta: &Rows) {
-    for row in 0..hidden.count() {
-        hidden.row_mut(row).iter_mut().zip(delta.row(row)).for_each(|(hidden, delta)| *hidden += delta);
-    }
+fn add(cpu: &Cpu, hidden: &mut Rows, delta: &Rows) {
+    let work = hidden.width() * FLOAT_WORK;
+    cpu.each_part(hidden, 1, work, &|row, _, hidden| {
+        hidden.iter_mut().zip(delta.row(row)).for_each(|(hidden, delta)| *hidden += delta);
+    });
+}
+
+/// The steps that have tokens, each with its rows in the batch: the first one, and how many.
+fn with_rows<'s, 'a>(steps: &'s mut [Step<'a>]) -> impl Iterator<Item = (&'s mut Step<'a>, (usize, usize))> {
+    let mut next = 0;
+    steps.iter_mut().filter(|step| !step.tokens.is_empty()).map(move |step| {
+        let first = next;
+        next += step.tokens.len();
+        let count = step.tokens.len();
+        (step, (first, count))
+    })
 }

@@ -76,12 +76,18 @@ pub(super) unsafe fn attend<V: Pairs>(work: &Work<'_>, scratch: &mut Scratch) {
             for group in 0..groups {
                 buffers.score::<V>(format, view.keys, view.key_scales, group, lanes);
             }
+            // One step per value: it goes into the exponentials as they are made.
+            let plain = groups == 1 && !format.bits.coded();
             for lane in (0..lanes).step_by(V::LANES) {
-                buffers.weigh::<V>(&span, lane, lanes);
+                if plain {
+                    buffers.weigh::<V, true>(&span, view.value_scales, lane, lanes);
+                } else {
+                    buffers.weigh::<V, false>(&span, view.value_scales, lane, lanes);
+                }
             }
             for group in 0..groups {
-                for lane in (0..lanes).step_by(V::LANES) {
-                    buffers.round::<V>(&span, view.value_scales, group, lane, lanes);
+                for lane in (0..lanes).step_by(V::LANES).filter(|_| !plain) {
+                    buffers.scale::<V>(&span, view.value_scales, group, lane, lanes);
                 }
                 buffers.add_values::<V>(format, view.values, &span, group, lanes);
             }
@@ -178,13 +184,15 @@ impl Buffers {
         unsafe { product.each::<V>(&mut scores) };
     }
 
-    /// From scores to exponentials relative to the running maximum, for a register of queries.
+    /// From scores to exponentials relative to the running maximum, for a register of queries; where `PLAIN`, on to
+    /// weights: the steps of values are in them, and there are no lower bounds.
     ///
     /// # Safety
     /// The CPU has the features of `V`.
     #[inline(always)]
-    unsafe fn weigh<V: Pairs>(&mut self, span: &Span, lane: usize, lanes: usize) {
-        assert!(self.scores.len() == POSITIONS * lanes && lane + V::LANES <= lanes);
+    unsafe fn weigh<V: Pairs, const PLAIN: bool>(&mut self, span: &Span, scales: &Scales, lane: usize, lanes: usize) {
+        assert!(self.scores.len() == POSITIONS * lanes && lane + V::LANES <= lanes && span.seen <= POSITIONS);
+        assert!(scales.step.len() >= POSITIONS);
         // SAFETY: the caller's promise; so many lanes are left in each row.
         unsafe {
             let scores = self.scores.as_mut_ptr().add(lane);
@@ -208,15 +216,28 @@ impl Buffers {
             let negative = highest.fma(V::splat(-1.0), V::splat(0.0));
             let shrink = exp(before.add(negative));
             let mut total = V::load(self.totals[lane..].as_ptr()).fma(shrink, V::splat(0.0));
+            let (mut sum, mut largest) = (V::splat(0.0), V::splat(0.0));
             let mut at = scores;
             for position in 0..span.seen {
                 let mut weight = exp(V::load(at).add(negative));
                 if !span.whole {
                     weight = weight.where_less(V::splat(position as f32), limit, V::splat(0.0));
                 }
-                weight.store(at);
                 total = total.add(weight);
+                if PLAIN {
+                    weight = weight.fma(V::splat(*scales.step.get_unchecked(position)), V::splat(0.0));
+                    if !span.whole {
+                        // What nobody wrote may be NaN.
+                        weight = weight.where_less(V::splat(position as f32), limit, V::splat(0.0));
+                    }
+                    sum = sum.add(weight);
+                    largest = largest.max(weight);
+                }
+                weight.store(at);
                 at = at.wrapping_add(lanes);
+            }
+            if PLAIN {
+                self.round::<V>(span, scores, sum, largest, lane, lanes);
             }
             total.store(self.totals[lane..].as_mut_ptr());
             let old = bits_of(&self.highest[lane..lane + V::LANES]);
@@ -230,51 +251,65 @@ impl Buffers {
         }
     }
 
-    /// The weights of one group of columns as whole numbers, for a register of queries.
+    /// The weights of one group of columns, for a register of queries.
     ///
     /// # Safety
     /// The CPU has the features of `V`.
     #[inline(always)]
-    unsafe fn round<V: Pairs>(&mut self, span: &Span, scales: &Scales, group: usize, lane: usize, lanes: usize) {
+    unsafe fn scale<V: Pairs>(&mut self, span: &Span, scales: &Scales, group: usize, lane: usize, lanes: usize) {
         assert!(self.scores.len() == POSITIONS * lanes && lane + V::LANES <= lanes);
-        assert!(self.weights.len() == POSITIONS / 2 * lanes && self.scaled.len() == POSITIONS * lanes);
-        assert!(self.weight_steps.len() == lanes && self.lows.len() == lanes && span.seen <= POSITIONS);
+        assert!(self.scaled.len() == POSITIONS * lanes && self.lows.len() == lanes && span.seen <= POSITIONS);
         let groups = scales.step.len() / POSITIONS;
-        assert!(group < groups && (scales.low.is_empty() || scales.low.len() == scales.step.len()));
+        assert!(group < groups && scales.low.len() == scales.step.len());
         // SAFETY: the caller's promise; so many lanes are left in each row.
         unsafe {
             let limit = V::load(self.limits[lane..].as_ptr()).add(V::splat(-(span.first as f32)));
             let nothing = V::splat(0.0);
             let (mut sum, mut largest, mut low) = (nothing, nothing, nothing);
             let mut from = self.scores.as_ptr().add(lane);
-            let mut to = self.scaled.as_mut_ptr().add(lane);
+            let scaled = self.scaled.as_mut_ptr().add(lane);
+            let mut to = scaled;
             for position in 0..span.seen {
-                let weight = V::load(from);
-                let mut scaled = weight.fma(V::splat(*scales.step.get_unchecked(position * groups + group)), nothing);
+                let (weight, at) = (V::load(from), position * groups + group);
+                let mut scaled = weight.fma(V::splat(*scales.step.get_unchecked(at)), nothing);
+                let mut term = weight.fma(V::splat(*scales.low.get_unchecked(at)), low);
                 if !span.whole {
                     // What nobody wrote may be NaN.
                     scaled = scaled.where_less(V::splat(position as f32), limit, nothing);
+                    term = term.where_less(V::splat(position as f32), limit, low);
                 }
                 scaled.store(to);
                 sum = sum.add(scaled);
                 largest = largest.max(scaled);
-                if !scales.low.is_empty() {
-                    let term = weight.fma(V::splat(*scales.low.get_unchecked(position * groups + group)), low);
-                    low = if span.whole { term } else { term.where_less(V::splat(position as f32), limit, low) };
-                }
+                low = term;
                 from = from.wrapping_add(lanes);
                 to = to.wrapping_add(lanes);
             }
+            low.store(self.lows.as_mut_ptr().add(lane));
+            self.round::<V>(span, scaled, sum, largest, lane, lanes);
+        }
+    }
+
+    /// Scaled weights, with their sum and the largest of them, as whole numbers.
+    ///
+    /// # Safety
+    /// The CPU has the features of `V`; [`POSITIONS`] rows of `lanes` weights are at `scaled`.
+    #[inline(always)]
+    unsafe fn round<V: Pairs>(&mut self, span: &Span, scaled: *mut f32, sum: V, largest: V, lane: usize, lanes: usize) {
+        assert!(self.weights.len() == POSITIONS / 2 * lanes && self.weight_steps.len() == lanes);
+        assert!(lane + V::LANES <= lanes && span.seen <= POSITIONS);
+        // SAFETY: the caller's promise; so many lanes are left in each row.
+        unsafe {
+            let nothing = V::splat(0.0);
             if span.seen % 2 == 1 {
-                nothing.store(to);
+                nothing.store(scaled.add(span.seen * lanes));
             }
             // The sum is NaN if a weight is.
             let step = largest.fma(V::splat(LARGEST.recip()), nothing).max(sum.fma(V::splat(MOST.recip()), nothing));
             let step = step.at_least(f32::MIN_POSITIVE);
             step.store(self.weight_steps.as_mut_ptr().add(lane));
-            low.store(self.lows.as_mut_ptr().add(lane));
             let inverse = step.reciprocal();
-            let mut from = self.scaled.as_ptr().add(lane);
+            let mut from = scaled.cast_const();
             let mut to = self.weights.as_mut_ptr().add(lane);
             for _ in 0..span.seen.div_ceil(2) {
                 let (first, second) = (V::load(from), V::load(from.add(lanes)));
