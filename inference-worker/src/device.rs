@@ -97,17 +97,18 @@ impl Cache {
 }
 
 impl Runner {
-    /// Puts a model where it is to run. On a GPU its results are compared with the CPU's first.
+    /// Puts a model where it is to run. On a GPU its results are compared with the CPU's first. `for_cpus` names an option
+    /// that was given and that only a CPU has.
     ///
     /// # Errors
     /// [`DeviceError`] where a GPU was asked for by name. With [`Device::Auto`] the same reason is logged and the CPU taken.
-    pub fn place(model: Model, device: Device, kv: GpuKv) -> Result<Self, DeviceError> {
+    pub fn place(model: Model, device: Device, kv: GpuKv, for_cpus: Option<&'static str>) -> Result<Self, DeviceError> {
         let ordinal = match device {
             Device::Cpu => return Ok(Self::Cpu(model)),
             Device::Cuda { ordinal } => ordinal,
             Device::Auto => 0,
         };
-        match Self::on_gpu(&model, ordinal, kv) {
+        match Self::on_gpu(&model, ordinal, kv, for_cpus) {
             Ok(runner) => Ok(runner),
             Err(error) if device == Device::Auto => {
                 // A build without CUDA has nothing to report.
@@ -121,8 +122,11 @@ impl Runner {
     }
 
     #[cfg(feature = "cuda")]
-    fn on_gpu(model: &Model, ordinal: usize, kv: GpuKv) -> Result<Self, DeviceError> {
+    fn on_gpu(model: &Model, ordinal: usize, kv: GpuKv, for_cpus: Option<&'static str>) -> Result<Self, DeviceError> {
         use crate::cuda::{CudaModel, KvPrecision};
+        if let Some(option) = for_cpus {
+            return Err(DeviceError::ForCpu { option });
+        }
         let kv = match kv {
             GpuKv::F16 => KvPrecision::F16,
             GpuKv::Int8 => KvPrecision::Int8,
@@ -135,7 +139,7 @@ impl Runner {
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn on_gpu(_model: &Model, _ordinal: usize, _kv: GpuKv) -> Result<Self, DeviceError> {
+    fn on_gpu(_: &Model, _: usize, _: GpuKv, _: Option<&'static str>) -> Result<Self, DeviceError> {
         Err(DeviceError::NotBuilt)
     }
 

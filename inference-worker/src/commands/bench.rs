@@ -1,6 +1,7 @@
 //! `inference-worker bench`: speed of prompts and of decoding, beside what the machine could do.
 
 use anyhow::{Context, bail, ensure};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use inference_worker::device::{Device, GpuKv};
 use inference_worker::model::{KvBits, KvCache, LoadOptions, Model, Precision, Shape, Step, Want, WeightsCache};
 use std::path::{Path, PathBuf};
@@ -16,8 +17,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     shape: Vec<String>,
     /// Weights of random models.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "ternary")]
-    precision: Vec<RandomPrecision>,
+    #[arg(long, value_parser = precisions(), value_delimiter = ',', default_value = "ternary")]
+    precision: Vec<Precision>,
     /// Lengths of prompts to time (pp); 0: none.
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "128")]
     prompt: Vec<usize>,
@@ -59,11 +60,10 @@ pub(crate) struct Args {
     output: Output,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum RandomPrecision {
-    Ternary,
-    Fp16,
-    Bf16,
+fn precisions() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name)).try_map(|name| {
+        Precision::ALL.into_iter().find(|precision| precision.name() == name).ok_or("it is none of these")
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -143,14 +143,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let known: Vec<&str> = Shape::ALL.iter().map(|shape| shape.name).collect();
             bail!("--shape must be one of {} but is {name}", known.join(", "));
         };
-        subjects.extend(args.precision.iter().map(|precision| {
-            let precision = match precision {
-                RandomPrecision::Ternary => Precision::Ternary,
-                RandomPrecision::Fp16 => Precision::F16,
-                RandomPrecision::Bf16 => Precision::Bf16,
-            };
-            Subject::Random(shape, precision)
-        }));
+        subjects.extend(args.precision.iter().map(|precision| Subject::Random(shape, *precision)));
     }
     let mut lines = Vec::new();
     if args.output == Output::Table {

@@ -19,7 +19,7 @@ pub(super) fn run(
     let model = subject.load(&LoadOptions { threads: Some(super::cpus()), ..LoadOptions::default() })?;
     let loaded = start.elapsed();
     let precision = model.precision();
-    let runner = Runner::place(model, args.device, args.gpu_kv)?;
+    let runner = Runner::place(model, args.device, args.gpu_kv, None)?;
     let Runner::Cuda(gpu) = &runner else { bail!("--device must be cuda or cuda:N here") };
     let placed = start.elapsed();
     // As `serve` does before it is ready: the first pass of a prompt, and the graph of one sequence.

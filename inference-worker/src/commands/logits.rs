@@ -38,7 +38,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         "--tokens has {} ids but the model's context is {context}; give at most that many",
         tokens.len()
     );
-    let model = Runner::place(model, device, gpu_kv)?;
+    let model = Runner::place(model, device, gpu_kv, None)?;
     let mut cache = model.new_cache(tokens.len());
     let want: Vec<u32> = (0..tokens.len() as u32).collect();
     let mut turns = [Turn { cache: &mut cache, tokens: &tokens, want: &want, logits: Vec::new() }];

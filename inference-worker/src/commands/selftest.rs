@@ -45,10 +45,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let known: Vec<&str> = Shape::ALL.iter().map(|shape| shape.name).collect();
             bail!("--shape must be one of {} but is {name}", known.join(", "));
         };
-        for precision in [Precision::Ternary, Precision::F16, Precision::Bf16] {
+        // A GPU runs no weights of codes.
+        let on_a_gpu = matches!(args.device, Device::Cuda { .. });
+        let all = Precision::ALL.into_iter();
+        for precision in all.filter(|p| !(on_a_gpu && matches!(p, Precision::Codes(_)))) {
             let options = options.clone();
-            subjects
-                .push((format!("random {name}"), Box::new(move || Ok(Model::random(shape, precision, 1, &options)?))));
+            subjects.push((
+                format!("random {name} {}", precision.name()),
+                Box::new(move || Ok(Model::random(shape, precision, 1, &options)?)),
+            ));
         }
     }
     let mut failed = 0;

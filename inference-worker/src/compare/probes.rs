@@ -1,6 +1,6 @@
 //! The probe file: one prompt per line of JSON.
 
-use crate::model::{ChatMessage, Text, TextError};
+use crate::model::{ChatMessage, Text, TextError, files};
 use bitnet_api::worker::ProbeSet;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -71,10 +71,11 @@ impl Probes {
     pub fn read(path: Option<&Path>) -> Result<Self, ProbeError> {
         let path = path.ok_or(ProbeError::NotGiven)?;
         let failed = |source| ProbeError::Read { path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(failed)?.len() > MAX_BYTES {
-            return Err(ProbeError::TooLarge(path.to_owned()));
-        }
-        Self::parse(&std::fs::read(path).map_err(failed)?)
+        let bytes = files::read(path, MAX_BYTES).map_err(|source| match source.kind() {
+            io::ErrorKind::FileTooLarge => ProbeError::TooLarge(path.to_owned()),
+            _ => failed(source),
+        })?;
+        Self::parse(&bytes)
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, ProbeError> {

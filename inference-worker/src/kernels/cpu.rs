@@ -39,6 +39,9 @@ impl ActivationBits {
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
+    /// What comes out wrong, to see whether the self-test finds it.
+    #[cfg(test)]
+    pub(crate) spoiled: Option<&'static str>,
 }
 
 /// One product of quantised rows with a ternary matrix.
@@ -76,7 +79,12 @@ impl Cpu {
     /// # Errors
     /// If the operating system gives no thread.
     pub fn new(kernels: Kernels, threads: usize) -> std::io::Result<Self> {
-        Ok(Self { kernels, pool: Pool::new(threads)? })
+        Ok(Self {
+            kernels,
+            pool: Pool::new(threads)?,
+            #[cfg(test)]
+            spoiled: None,
+        })
     }
 
     /// The instruction set.

@@ -1,6 +1,9 @@
 //! Before a model is served: do these kernels compute, on this very CPU, what the portable ones do?
 
-use super::{Cpu, Dense, DenseProduct, Elements, Kernels, KvBits, KvFormat, Quantized, Rows, Sequence, Ternary};
+use super::{
+    CodeWidth, Codes, CodesProduct, Cpu, Dense, DenseProduct, Elements, Kernels, KvBits, KvFormat, Quantized, Rows,
+    Sequence, Ternary, TernaryProduct,
+};
 use crate::random::Random;
 use half::{bf16, f16};
 use std::convert::Infallible;
@@ -43,11 +46,17 @@ impl Cpu {
             let mut x = Rows::new(tokens, columns);
             (0..tokens).for_each(|row| x.row_mut(row).iter_mut().for_each(|x| *x = random.unit() as f32 * 8.0 - 4.0));
             let portable = Kernels::portable();
-            if self.quantised(&mut x) != quantised_by(portable, &mut x) {
+            if self.quantised(&x) != quantised_by(portable, &mut x) {
                 return Err(fault("quantised activation"));
             }
             if !self.ternary_agrees(rows, columns, tokens, &mut random) {
                 return Err(fault("ternary product"));
+            }
+            if let Some(width) = [CodeWidth::Binary, CodeWidth::Int4, CodeWidth::Int8]
+                .into_iter()
+                .find(|width| !self.codes_agree(*width, (rows, columns, tokens), &mut random))
+            {
+                return Err(fault(product_of(width)));
             }
             if !self.floats_agree(rows, &x, &mut random) {
                 return Err(fault("product of floats"));
@@ -59,9 +68,24 @@ impl Cpu {
         Ok(())
     }
 
-    fn quantised(&self, x: &mut Rows) -> Vec<(Vec<i8>, u32)> {
+    /// In tests of this test: one wrong number where it was asked for.
+    #[cfg(test)]
+    fn spoil(&self, what: &str, out: &mut Rows) {
+        if self.spoiled == Some(what) {
+            let last = out.count() - 1;
+            out.row_mut(last).iter_mut().for_each(|x| *x = -0.5 - *x);
+        }
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "as in tests")]
+    fn spoil(&self, _: &str, _: &mut Rows) {}
+
+    fn quantised(&self, x: &Rows) -> Vec<(Vec<i8>, u32)> {
         let mut out = Quantized::default();
-        self.quantise(x, &mut out);
+        let mut x = x.clone();
+        self.spoil("quantised activation", &mut x);
+        self.quantise(&mut x, &mut out);
         (0..out.count()).map(|row| (out.row(row).to_vec(), out.scale(row).to_bits())).collect()
     }
 
@@ -84,7 +108,43 @@ impl Cpu {
             };
             codes.chunks_exact(columns).map(product).collect::<Vec<_>>()
         });
-        self.integers(&x, &weights).into_iter().eq(expected)
+        let mut out = Rows::new(tokens, rows);
+        self.ternary(&x, &mut [TernaryProduct { weights: &weights, divisor: 1.0, factor: 1.0, out: &mut out }]);
+        self.spoil("ternary product", &mut out);
+        // Sums of so few products are exact as floats.
+        (0..tokens).flat_map(|token| out.row(token)).copied().eq(expected.map(|sum| sum as f32))
+    }
+
+    /// Against plain sums, as the ternary ones.
+    fn codes_agree(
+        &self,
+        width: CodeWidth,
+        (rows, columns, tokens): (usize, usize, usize),
+        random: &mut Random,
+    ) -> bool {
+        let most = ((1_u16 << width.bits()) - 1) as u8;
+        let mut codes: Vec<u8> = (0..rows * columns).map(|_| random.bits() as u8 & most).collect();
+        codes[..columns].fill(most);
+        let fill = |row: usize, to: &mut [u8]| {
+            to.copy_from_slice(&codes[row * columns..][..columns]);
+            Ok::<f32, Infallible>(1.0)
+        };
+        let Ok(weights) = Codes::from_codes(width, rows, columns, fill);
+        let mut values: Vec<i8> = (0..tokens * columns).map(|_| random.bits() as i8).collect();
+        values[..columns].fill(127);
+        let x = Quantized::from_values(columns, &values, &vec![1.0; tokens]);
+        let expected = values.chunks_exact(columns).flat_map(|values| {
+            let sum = values.iter().map(|value| i32::from(*value)).sum();
+            let product = |codes: &[u8]| {
+                let codes = codes.iter().zip(values).map(|(code, value)| i32::from(*code) * i32::from(*value)).sum();
+                width.product(codes, sum)
+            };
+            codes.chunks_exact(columns).map(product).collect::<Vec<_>>()
+        });
+        let mut out = Rows::new(tokens, rows);
+        self.codes(&x, &mut [CodesProduct { weights: &weights, out: &mut out }]);
+        self.spoil(product_of(width), &mut out);
+        (0..tokens).flat_map(|token| out.row(token)).copied().eq(expected.map(|sum| sum as f32))
     }
 
     fn floats_agree(&self, rows: usize, x: &Rows, random: &mut Random) -> bool {
@@ -98,6 +158,7 @@ impl Cpu {
             let matrix = Dense::new(rows, x.width(), elements);
             let mut out = Rows::new(x.count(), rows);
             self.dense(x, &mut [DenseProduct { weights: &matrix, out: &mut out }]);
+            self.spoil("product of floats", &mut out);
             let mut line = vec![0.0; x.width()];
             (0..rows).all(|row| {
                 matrix.read_row(row, &mut line);
@@ -131,12 +192,21 @@ impl Cpu {
                 cpu.attend(&[sequence], &query, 0.1, &mut out);
                 out
             };
-            let (found, expected) = (by(self), by(&portable));
+            let (mut found, expected) = (by(self), by(&portable));
+            self.spoil("attention", &mut found);
             (0..3).all(|token| {
                 let mut pairs = found.row(token).iter().zip(expected.row(token));
                 pairs.all(|(a, b)| (a - b).abs() <= WEIGHT_ERROR)
             })
         })
+    }
+}
+
+fn product_of(width: CodeWidth) -> &'static str {
+    match width {
+        CodeWidth::Binary => "binary product",
+        CodeWidth::Int4 => "product of 4-bit weights",
+        CodeWidth::Int8 => "product of 8-bit weights",
     }
 }
 
@@ -155,6 +225,20 @@ fn quantised_by(kernels: Kernels, x: &mut Rows) -> Vec<(Vec<i8>, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_wrong_number_is_found() {
+        let parts = ["ternary product", "binary product", "product of 4-bit weights", "product of 8-bit weights"];
+        let parts = parts.into_iter().chain(["quantised activation", "product of floats", "attention"]);
+        for kernels in Kernels::all() {
+            for what in parts.clone() {
+                let mut cpu = Cpu::new(kernels, 2).unwrap();
+                cpu.spoiled = Some(what);
+                let fault = cpu.self_test().expect_err(what);
+                assert_eq!((fault.what, fault.kernels), (what, kernels.name()));
+            }
+        }
+    }
 
     #[test]
     fn every_path_of_this_cpu_passes() {

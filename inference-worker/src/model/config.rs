@@ -31,12 +31,11 @@
 
 mod raw;
 
-use super::LoadError;
+use super::{LoadError, files};
 use crate::kernels::{ActivationBits, KvBits};
 use raw::{RawConfig, RawGeneration, Refusal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Shape and arithmetic of a model.
@@ -169,7 +168,7 @@ impl ModelConfig {
 
 /// Reads one JSON file of a model directory.
 pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, what: &'static str) -> Result<T, LoadError> {
-    let bytes = fs::read(path).map_err(|source| LoadError::Read {
+    let bytes = files::read(path, files::JSON_BYTES).map_err(|source| LoadError::Read {
         path: PathBuf::from(path),
         remedy: "a model directory holds config.json, *.safetensors and tokenizer.json as on the Hugging Face hub",
         source,

@@ -1,6 +1,6 @@
 //! The content digest of a model directory.
 
-use super::LoadError;
+use super::{LoadError, files};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::Read;
@@ -48,13 +48,16 @@ fn walk(dir: &Path, prefix: &str, depth: usize, lines: &mut Vec<Vec<u8>>) -> Res
         } else if kind.is_file() {
             let (size, sum) = file(&path)?;
             lines.push(format!("{name}\0{size}\0{sum}\n").into_bytes());
+        } else {
+            let special = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(unreadable(&path, special));
         }
     }
     Ok(())
 }
 
 fn file(path: &Path) -> Result<(u64, String), LoadError> {
-    let mut reader = fs::File::open(path).map_err(|e| unreadable(path, e))?;
+    let mut reader = files::open(path).map_err(|e| unreadable(path, e))?;
     let mut buffer = vec![0; 1 << 18];
     let mut hash = Sha256::new();
     let mut size = 0;

@@ -11,6 +11,7 @@ mod cache;
 mod config;
 mod digest;
 mod error;
+pub(crate) mod files;
 mod forward;
 mod gguf;
 mod head;

@@ -6,7 +6,7 @@ use super::{
     Activation, ActivationBits, KvBits, Layer, LinearKind, LoadError, LoadOptions, Model, ModelConfig, ScaleRule,
 };
 use crate::engine::random::Random;
-use crate::kernels::{Block, Blocks, Dense, Elements, Ternary, blocks};
+use crate::kernels::{Block, Blocks, CodeWidth, Codes, Dense, Elements, Ternary, blocks};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -174,6 +174,30 @@ pub enum Precision {
     F16,
     /// Brain floats throughout.
     Bf16,
+    /// Linear layers of so many bits per weight with a factor per row, head in half precision.
+    Codes(CodeWidth),
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Ternary,
+        Self::F16,
+        Self::Bf16,
+        Self::Codes(CodeWidth::Binary),
+        Self::Codes(CodeWidth::Int4),
+        Self::Codes(CodeWidth::Int8),
+    ];
+
+    /// `ternary`, `fp16`, `bf16`, `binary`, `int4` or `int8`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ternary => "ternary",
+            Self::F16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Codes(width) => width.name(),
+        }
+    }
 }
 
 impl Model {
@@ -183,7 +207,7 @@ impl Model {
     /// [`LoadError::Threads`].
     pub fn random(shape: Shape, precision: Precision, seed: u64, options: &LoadOptions) -> Result<Self, LoadError> {
         let linear = match precision {
-            Precision::Ternary => LinearKind::Packed(ScaleRule::Multiply),
+            Precision::Ternary | Precision::Codes(_) => LinearKind::Packed(ScaleRule::Multiply),
             Precision::F16 | Precision::Bf16 => LinearKind::Dense,
         };
         let mut config = shape.config(linear);
@@ -231,6 +255,7 @@ impl Source {
                 Linear::Ternary { weights: Arc::new(self.ternary(rows, columns)), scale, rule: ScaleRule::Multiply }
             }
             Precision::F16 | Precision::Bf16 => Linear::Dense(Arc::new(self.dense(rows, columns))),
+            Precision::Codes(width) => Linear::Codes(Arc::new(self.codes(width, rows, columns))),
         }
     }
 
@@ -250,6 +275,21 @@ impl Source {
         Ternary::from_blocks(rows, columns, data)
     }
 
+    /// All codes alike.
+    fn codes(&mut self, width: CodeWidth, rows: usize, columns: usize) -> Codes {
+        let count = Codes::blocks(width, rows, columns);
+        let mut data = Blocks::with_capacity(count);
+        data.extend((0..count).map(|_| {
+            let mut block = Block([0; 128]);
+            block.0.as_chunks_mut::<8>().0.iter_mut().for_each(|bytes| *bytes = self.random.bits().to_le_bytes());
+            block
+        }));
+        // The mean square of a weight: 1 for -1 and 1, (4^bits - 1) / 12 and a little more for others.
+        let square = if width == CodeWidth::Binary { 1.0 } else { 4_f32.powi(width.bits() as i32) / 12.0 };
+        let factor = (columns as f32 * square).sqrt().recip();
+        Codes::from_blocks(width, rows, columns, data.into(), vec![factor; rows])
+    }
+
     /// Magnitudes from 1/64 to 1/32, either sign.
     fn dense(&mut self, rows: usize, columns: usize) -> Dense {
         let mut sixteen = std::iter::repeat_with(|| self.random.bits().to_le_bytes())
@@ -259,7 +299,7 @@ impl Source {
             Precision::Bf16 => {
                 Elements::Bf16(sixteen.by_ref().take(count).map(|b| bf16::from_bits(b & 0x807f | 0x3c80)).collect())
             }
-            Precision::F16 | Precision::Ternary => {
+            Precision::F16 | Precision::Ternary | Precision::Codes(_) => {
                 Elements::F16(sixteen.by_ref().take(count).map(|b| f16::from_bits(b & 0x83ff | 0x2400)).collect())
             }
         };
@@ -283,7 +323,7 @@ mod tests {
             let [step] = steps;
             step.logits
         };
-        for precision in [Precision::Ternary, Precision::F16, Precision::Bf16] {
+        for precision in Precision::ALL {
             let one = logits(precision, 1, 1);
             assert!(one.len() == 9 * 1024 && one.iter().all(|x| x.is_finite()));
             assert_eq!(one, logits(precision, 1, 3), "threads change nothing");

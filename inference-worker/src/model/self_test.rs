@@ -84,7 +84,8 @@ impl Model {
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let size = (product(a, a) * product(b, b)).sqrt();
-    if size > 0.0 { product(a, b) / size } else { 1.0 }
+    // Nothing resembles zeros but zeros.
+    if size > 0.0 { product(a, b) / size } else { f64::from(u8::from(a == b)) }
 }
 
 #[cfg(test)]
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn models_of_every_precision_pass_on_every_path_and_keep_their_kernels() {
         let shape = Shape::find("demo").unwrap();
-        for precision in [Precision::Ternary, Precision::F16, Precision::Bf16] {
+        for precision in Precision::ALL {
             for kernels in Kernels::all() {
                 let options = LoadOptions { kernels: Some(kernels), threads: Some(2), ..LoadOptions::default() };
                 let mut model = Model::random(shape, precision, 1, &options).unwrap();
@@ -103,6 +104,27 @@ mod tests {
                 assert_eq!((model.kernel(), model.cpu().pool().threads()), (kernels.name(), 2));
             }
         }
+    }
+
+    #[test]
+    fn a_wrong_kernel_and_other_logits_are_found() {
+        let load = || {
+            let options = LoadOptions { threads: Some(1), ..LoadOptions::default() };
+            Model::random(Shape::find("demo").unwrap(), Precision::Ternary, 1, &options).unwrap()
+        };
+        let mut model = load();
+        model.cpu.spoiled = Some("attention");
+        assert!(matches!(model.self_test(), Err(SelfTestError::Kernel(KernelFault { what: "attention", .. }))));
+
+        let model = load();
+        let (found, none) = (model.check_logits().unwrap(), None);
+        let mut turned = found.clone();
+        turned.rotate_right(1);
+        for expected in [&turned, &vec![0.0; found.len()], &found[1..].to_vec()] {
+            assert!(matches!(model.agree(Some(&found), Some(expected)), Err(SelfTestError::Logits { .. })));
+        }
+        // Not finite on either path: counted where it serves.
+        assert_eq!(model.agree(Some(&found), none), Ok(()));
     }
 
     #[test]

@@ -2,12 +2,11 @@
 
 use super::config::{ModelConfig, read_json};
 use super::digest::hex;
-use super::{LoadError, TextError};
+use super::{LoadError, TextError, files};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::Tokenizer;
@@ -54,7 +53,7 @@ impl Text {
         };
         let bytes = match &carried {
             Some(carried) => carried.json.clone().into_bytes(),
-            None => fs::read(&path).map_err(|source| LoadError::Read {
+            None => files::read(&path, files::TOKENIZER_BYTES).map_err(|source| LoadError::Read {
                 path: path.clone(),
                 remedy: "a served model needs its tokenizer.json; export it from the original tokenizer",
                 source,
@@ -251,7 +250,7 @@ fn read_template(dir: &Path) -> Result<Template, LoadError> {
     }
     let path = dir.join(JINJA);
     if path.exists() {
-        let source = fs::read_to_string(&path).map_err(|source| LoadError::Read {
+        let source = files::read_text(&path, files::TEMPLATE_BYTES).map_err(|source| LoadError::Read {
             path,
             remedy: "make it readable UTF-8 text, or remove it to serve /v1/completions only",
             source,
@@ -293,6 +292,7 @@ fn environment(source: String) -> Result<Environment<'static>, minijinja::Error>
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::fs;
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
     /// A directory with a byte-level tokenizer: token = byte (in the alphabet's order), `<s>` 256, `</s>` 257.

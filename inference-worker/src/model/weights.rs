@@ -1,7 +1,7 @@
 //! Tensors of the safetensors files of a model directory.
 
 use super::config::read_json;
-use super::{LoadError, TensorFault};
+use super::{LoadError, TensorFault, files};
 use crate::kernels::Elements;
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -9,7 +9,6 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
@@ -82,7 +81,7 @@ fn map(path: &Path) -> Result<Mmap, LoadError> {
         remedy: "weights must be safetensors: model.safetensors, or the files of model.safetensors.index.json",
         source,
     };
-    let file = File::open(path).map_err(unreadable)?;
+    let file = files::open(path).map_err(unreadable)?;
     // SAFETY: the map is read-only and lives until the weights are copied. A model file must not change while it is
     // loaded: models come from read-only volumes; a file that another process cuts short meanwhile would end this one
     // with SIGBUS, as it would for every program that maps it.

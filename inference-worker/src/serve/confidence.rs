@@ -5,8 +5,8 @@
 //! it is looked up. Confidence in an answer is the mean over its first tokens: the share of them that the baseline would
 //! have chosen as well.
 
+use crate::model::files;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The calibration's name in a model directory.
@@ -70,7 +70,8 @@ impl Confidence {
     /// [`ConfidenceError`] with the file and the remedy.
     pub fn load(dir: &Path) -> Result<Self, ConfidenceError> {
         let path = dir.join(CONFIDENCE_FILE);
-        let bytes = fs::read(&path).map_err(|source| ConfidenceError::Read { path: path.clone(), source })?;
+        let bytes = files::read(&path, files::JSON_BYTES)
+            .map_err(|source| ConfidenceError::Read { path: path.clone(), source })?;
         let found: Self =
             serde_json::from_slice(&bytes).map_err(|source| ConfidenceError::Json { path: path.clone(), source })?;
         let problem = |problem| Err(ConfidenceError::Bins { path: path.clone(), problem });
@@ -147,6 +148,7 @@ fn share((_, agreed, positions): &(f64, usize, usize)) -> f64 {
 mod tests {
     use super::*;
     use crate::engine::random::Random;
+    use std::fs;
 
     #[test]
     fn a_calibration_finds_the_agreement_that_there_is() {

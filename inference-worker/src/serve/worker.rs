@@ -251,7 +251,8 @@ impl Worker {
         let text = Text::load(dir).map_err(StartError::ModelInvalid)?;
         let model = Model::load(dir, &options).map_err(StartError::ModelInvalid)?;
         // A GPU is compared with the CPU there, the CPU with the portable kernels here.
-        let mut model = Runner::place(model, self.settings.device, self.settings.gpu_kv).map_err(StartError::Device)?;
+        let mut model = Runner::place(model, self.settings.device, self.settings.gpu_kv, self.settings.for_cpus())
+            .map_err(StartError::Device)?;
         let engine = self.plan(&mut model)?;
         let config = model.config();
         let facts = Facts {
@@ -281,9 +282,6 @@ impl Worker {
             }
             #[cfg(feature = "cuda")]
             Runner::Cuda(model) => {
-                if let Some(option) = self.settings.for_cpus() {
-                    return Err(StartError::Device(DeviceError::ForCpu { option }));
-                }
                 let plan = model.plan(&engine).map_err(|error| StartError::Device(DeviceError::Cuda(error)))?;
                 let plan = plan.map_err(StartError::DeviceMemory)?;
                 tracing::info!(%plan, "device memory in bytes at most");

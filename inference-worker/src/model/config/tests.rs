@@ -1,5 +1,6 @@
 use super::*;
 use serde_json::{Value, json};
+use std::fs;
 
 fn base(model_type: &str) -> Value {
     json!({

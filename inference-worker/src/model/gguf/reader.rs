@@ -1,9 +1,8 @@
 //! The container: metadata and tensors of one file. Nothing is believed before it was compared with the file's length.
 
-use crate::model::{LoadError, TensorFault};
+use crate::model::{LoadError, TensorFault, files};
 use memmap2::Mmap;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Dimensions of a tensor.
@@ -71,7 +70,7 @@ impl Gguf {
             remedy: "make it readable, or fetch the file again",
             source,
         };
-        let file = File::open(path).map_err(unreadable)?;
+        let file = files::open(path).map_err(unreadable)?;
         // SAFETY: as for safetensors (see `weights`): the map is read-only, lives until the weights are copied, and a model
         // file must not change meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
@@ -201,7 +200,19 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
             return Err(format!("has the tensor `{name}` twice; convert the file again"));
         }
     }
+    apart(&tensors)?;
     Ok((metadata, tensors))
+}
+
+/// Tensors share no byte: else a small file would become a model of any size.
+fn apart(tensors: &BTreeMap<String, Info>) -> Result<(), String> {
+    let mut places: Vec<(usize, usize, &str)> =
+        tensors.iter().filter(|(_, info)| info.end > info.start).map(|(name, i)| (i.start, i.end, &**name)).collect();
+    places.sort_unstable();
+    match places.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+        Some(pair) => Err(format!("has `{}` inside `{}`; convert the file again", pair[1].2, pair[0].2)),
+        None => Ok(()),
+    }
 }
 
 /// Bytes of a tensor; 0 for types that are refused by name where they are used.
