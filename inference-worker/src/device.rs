@@ -293,7 +293,7 @@ mod tests {
         let mut steps = [crate::model::Step::new(&mut cache, &tokens, crate::model::Want::Last)];
         model.forward(&mut steps).unwrap();
         let [step] = steps;
-        let runner = Runner::place(model, Device::Cpu, GpuKv::F16).unwrap();
+        let runner = Runner::place(model, Device::Cpu, GpuKv::F16, None).unwrap();
         let mut cache = Network::new_cache(&runner, 3);
         let mut turns = [Turn { cache: &mut cache, tokens: &tokens, want: &[2], logits: Vec::new() }];
         runner.forward(&mut turns).unwrap();
@@ -304,10 +304,10 @@ mod tests {
     /// On machines without a GPU, and in builds without CUDA, which are those of the tests.
     #[test]
     fn without_a_gpu_auto_takes_the_cpu_and_a_gpu_by_name_is_refused_with_the_remedy() {
-        match Runner::place(demo(), Device::Cuda { ordinal: 0 }, GpuKv::F16) {
+        match Runner::place(demo(), Device::Cuda { ordinal: 0 }, GpuKv::F16, None) {
             Err(error) => {
                 assert!(error.to_string().contains("--device cpu"), "{error}");
-                assert_eq!(Runner::place(demo(), Device::Auto, GpuKv::F16).unwrap().device(), "cpu");
+                assert_eq!(Runner::place(demo(), Device::Auto, GpuKv::F16, None).unwrap().device(), "cpu");
             }
             Ok(runner) => assert_eq!(runner.device(), "cuda"),
         }

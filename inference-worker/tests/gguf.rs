@@ -392,6 +392,21 @@ fn counts_that_the_file_cannot_hold_are_refused_before_memory_is_asked_for() {
 }
 
 #[test]
+fn tensors_that_share_bytes_are_refused() {
+    // Thousands of layers in one place: a small file that would become a model of any size.
+    let (_model, writer) = pair("bitnet");
+    let mut bytes = writer.bytes();
+    let name = text("blk.1.attn_norm.weight");
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 8 + 4;
+    bytes[at..at + 8].fill(0);
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("model.gguf"), bytes).unwrap();
+    let error = Model::load(dir.path(), &LoadOptions::default()).unwrap_err();
+    let LoadError::Gguf { problem, .. } = &error else { panic!("{error}") };
+    assert!(problem.contains("blk.1.attn_norm.weight") && problem.contains("inside"), "{problem}");
+}
+
+#[test]
 fn a_wrong_shape_is_named() {
     let (_model, mut writer) = pair("bitnet");
     writer.tensors.iter_mut().find(|t| t.0 == "blk.0.attn_norm.weight").unwrap().1 = vec![3];

@@ -16,7 +16,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const ALL: [&str; 6] = ["bitlinear", "autobitlinear", "online-bf16", "bitnet-fp16", "llama-fp16", "llama-tied-bf16"];
+const ALL: [&str; 8] = [
+    "bitlinear",
+    "autobitlinear",
+    "online-bf16",
+    "bitnet-fp16",
+    "llama-fp16",
+    "llama-tied-bf16",
+    "llama3-fp16",
+    "llama-linear-fp16",
+];
 const PACKED: [&str; 2] = ["bitlinear", "autobitlinear"];
 
 #[derive(Deserialize)]

@@ -38,7 +38,7 @@ pub struct CudaModel {
     bytes_per_pass: usize,
     products_per_token: (usize, usize),
     weights: Weights,
-    kv: KvPrecision,
+    pub(super) kv: KvPrecision,
     /// Buffers of decoding, whose addresses are in the graphs.
     decode: Buffers,
     /// Buffers of prompts, which grow.

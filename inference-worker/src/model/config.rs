@@ -30,10 +30,12 @@
 //! `distill` writes); transformers reads the same model when the key is left out.
 
 mod raw;
+mod rope;
 
 use super::{LoadError, files};
 use crate::kernels::{ActivationBits, KvBits};
 use raw::{RawConfig, RawGeneration, Refusal};
+pub use rope::RopeScaling;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,6 +59,8 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// Base of the rotary embedding.
     pub rope_theta: f32,
+    /// How its frequencies are lowered.
+    pub rope_scaling: Option<RopeScaling>,
     /// Added to the mean square in every RMS norm.
     pub rms_eps: f32,
     /// Most positions of one sequence.

@@ -208,10 +208,11 @@ impl Scratch {
     }
 }
 
-/// `theta^(-2i / head_dim)`, in the single precision of the reference implementation.
+/// `theta^(-2i / head_dim)`, lowered where the model says so, in the single precision of the reference implementation.
 pub(super) fn frequencies(config: &ModelConfig) -> Vec<f32> {
     let width = config.head_dim as f32;
-    (0..config.head_dim / 2).map(|i| config.rope_theta.powf((2 * i) as f32 / width).recip()).collect()
+    let plain = (0..config.head_dim / 2).map(|i| config.rope_theta.powf((2 * i) as f32 / width).recip());
+    plain.map(|frequency| config.rope_scaling.map_or(frequency, |scaling| scaling.apply(frequency))).collect()
 }
 
 /// Cosine and sine of `position · frequency`.

@@ -28,7 +28,7 @@ mod weights;
 
 pub use cache::KvCache;
 pub(crate) use config::SHARED_INPUTS;
-pub use config::{Activation, LayerPrecision, LinearKind, ModelConfig, ScaleRule};
+pub use config::{Activation, LayerPrecision, LinearKind, ModelConfig, RopeScaling, ScaleRule};
 pub use digest::digest;
 pub(crate) use digest::hex;
 pub use error::{ForwardError, LoadError, TensorFault, TextError};

@@ -150,6 +150,7 @@ impl Shape {
             head_dim: self.head_dim,
             intermediate_size: self.intermediate,
             rope_theta: 500_000.0,
+            rope_scaling: None,
             rms_eps: 1e-5,
             context: self.context,
             eos: Vec::new(),

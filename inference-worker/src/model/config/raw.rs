@@ -1,5 +1,6 @@
 //! config.json as it is written, and every rule that it must keep.
 
+use super::rope::RopeScaling;
 use super::{Activation, LayerPrecision, LinearKind, ModelConfig, SHARED_INPUTS, ScaleRule, is_linear};
 use crate::kernels::{ActivationBits, KvBits, MOST_COLUMNS};
 use crate::model::LoadError;
@@ -56,11 +57,15 @@ impl Ids {
 }
 
 #[derive(Deserialize)]
-struct RawRope {
+pub(super) struct RawRope {
     #[serde(alias = "type")]
-    rope_type: Option<String>,
+    pub(super) rope_type: Option<String>,
     rope_theta: Option<f32>,
     partial_rotary_factor: Option<f32>,
+    pub(super) factor: Option<f32>,
+    pub(super) low_freq_factor: Option<f32>,
+    pub(super) high_freq_factor: Option<f32>,
+    pub(super) original_max_position_embeddings: Option<f32>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +93,7 @@ pub(super) struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
-    fn of(&self, field: &str, problem: impl Into<String>, remedy: impl Into<String>) -> LoadError {
+    pub(super) fn of(&self, field: &str, problem: impl Into<String>, remedy: impl Into<String>) -> LoadError {
         LoadError::Config {
             path: self.path.to_path_buf(),
             field: field.to_owned(),
@@ -107,7 +112,7 @@ impl Refusal<'_> {
         }
     }
 
-    fn positive(&self, field: &str, value: f32) -> Result<f32, LoadError> {
+    pub(super) fn positive(&self, field: &str, value: f32) -> Result<f32, LoadError> {
         if value.is_finite() && value > 0.0 {
             return Ok(value);
         }
@@ -161,6 +166,7 @@ impl RawConfig {
                 "restore the original file",
             ));
         }
+        let (rope_theta, rope_scaling) = self.rope(family, refuse)?;
         let rms_default = if family == Family::BitNet { 1e-5 } else { 1e-6 };
         Ok(ModelConfig {
             vocab_size,
@@ -170,7 +176,8 @@ impl RawConfig {
             kv_heads,
             head_dim,
             intermediate_size: refuse.size("intermediate_size", self.intermediate_size)?,
-            rope_theta: self.rope(family, refuse)?,
+            rope_theta,
+            rope_scaling,
             rms_eps: refuse.positive("rms_norm_eps", self.rms_norm_eps.unwrap_or(rms_default))?,
             context: refuse.size("max_position_embeddings", self.max_position_embeddings)?,
             activation: self.activation(family, refuse)?,
@@ -224,16 +231,12 @@ impl RawConfig {
         }
     }
 
-    fn rope(&self, family: Family, refuse: &Refusal<'_>) -> Result<f32, LoadError> {
+    /// Base and stretching of the rotary embedding.
+    fn rope(&self, family: Family, refuse: &Refusal<'_>) -> Result<(f32, Option<RopeScaling>), LoadError> {
+        let mut scaling = None;
         for (field, rope) in [("rope_parameters", &self.rope_parameters), ("rope_scaling", &self.rope_scaling)] {
             let Some(rope) = rope else { continue };
-            if let Some(kind) = rope.rope_type.as_deref().filter(|kind| *kind != "default") {
-                return Err(refuse.of(
-                    &format!("{field}.rope_type"),
-                    format!("must be default but is {kind}: scaled rotary embedding is not supported"),
-                    "serve a checkpoint without rope scaling",
-                ));
-            }
+            scaling = scaling.or(RopeScaling::read(rope, field, refuse)?);
             if rope.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
                 return Err(refuse.of(
                     &format!("{field}.partial_rotary_factor"),
@@ -244,7 +247,7 @@ impl RawConfig {
         }
         let default = if family == Family::BitNet { 500_000.0 } else { 10_000.0 };
         let given = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(self.rope_theta);
-        refuse.positive("rope_theta", given.unwrap_or(default))
+        Ok((refuse.positive("rope_theta", given.unwrap_or(default))?, scaling))
     }
 
     /// Forms of single layers, from `precisions` and `modules_to_not_convert`.

@@ -87,6 +87,8 @@ pub(super) fn of(file: &Gguf) -> Result<ModelConfig, LoadError> {
         kv_heads,
         head_dim,
         intermediate_size: keys.size("feed_forward_length")?,
+        // Where there is any, it is in a tensor `rope_freqs`, which is refused by name.
+        rope_scaling: None,
         rope_theta: keys.float("rope.freq_base")?.unwrap_or(10_000.0),
         rms_eps: keys.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
         context: keys.size("context_length")?,

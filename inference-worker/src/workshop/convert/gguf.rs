@@ -262,6 +262,12 @@ fn describe(
     config: &ModelConfig,
     ternary: bool,
 ) -> Result<(), WorkshopError> {
+    if config.rope_scaling.is_some() {
+        return Err(WorkshopError::Refused(format!(
+            "--format gguf: {} has a scaled rotary embedding, which is not written there: use --format safetensors",
+            source.display()
+        )));
+    }
     header.text("general.architecture", architecture);
     if let Some(name) = source.canonicalize().ok().as_deref().and_then(Path::file_name).and_then(|n| n.to_str()) {
         header.text("general.name", name);

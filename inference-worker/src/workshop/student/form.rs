@@ -48,6 +48,10 @@ impl Form {
                 "have the norms of the BitNet class: `convert --phase 3 --precision layers=full` adds them",
             ),
             (config.activation == Activation::Relu2, "use relu2: other gate functions cannot be trained here"),
+            (
+                config.rope_scaling.is_none(),
+                "have a rotary embedding without scaling: a scaled one cannot be trained here",
+            ),
             (config.tied, "have a tied head: one of its own cannot be trained here"),
             (
                 !matches!(config.linear, LinearKind::Packed(_)),
