@@ -38,6 +38,8 @@ enum Part {
     Browser,
     /// The alert rules' unit tests, and dashboards and rules against a real scrape (promtool and prometheus).
     Promtool,
+    /// The worker's kernels for AArch64, in an emulator (qemu-user-static, and Rust's target for it).
+    Aarch64,
 }
 
 /// A stage: its name, and the arguments of cargo.
@@ -84,6 +86,9 @@ fn main() -> Result<()> {
         }
         one_of_each(&["kube", "kube-core", "k8s-openapi", "safetensors"])?;
         operator_image(&begin)?;
+        if !args.without.contains(&Part::Aarch64) {
+            aarch64(&begin)?;
+        }
         if !args.without.contains(&Part::Browser) {
             browser(&begin)?;
         }
@@ -101,6 +106,34 @@ fn main() -> Result<()> {
         cargo("tests on a real cluster", &stage, &begin)?;
     }
     println!("verified in {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The worker's kernels compiled for AArch64, their tests in an emulator.
+fn aarch64(begin: &Instant) -> Result<()> {
+    const TARGET: &str = "aarch64-unknown-linux-musl";
+    let dir = checkout().join("inference-worker/aarch64");
+    let left_out = "or leave it out with --without aarch64";
+    let added = Command::new("rustup").args(["target", "add", TARGET]).current_dir(&dir).stdin(Stdio::null()).status();
+    if !added.with_context(|| format!("rustup is missing: install Rust with it, {left_out}"))?.success() {
+        bail!("`rustup target add {TARGET}` failed: see above, {left_out}");
+    }
+    let emulator = Command::new("qemu-aarch64-static").arg("--version").stdout(Stdio::null()).status();
+    emulator.with_context(|| format!("the emulator is missing: `apt-get install qemu-user-static`, {left_out}"))?;
+    let args = ["test", "--release", "--locked", "--target", TARGET];
+    println!("== kernels on AArch64: cargo {} ({:.0} s)", args.join(" "), begin.elapsed().as_secs_f64());
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // An emulator takes some forty times as long for a case.
+    let status = Command::new(cargo)
+        .args(args)
+        .env("PROPTEST_CASES", "16")
+        .current_dir(&dir)
+        .stdin(Stdio::null())
+        .status()
+        .context("running cargo")?;
+    if !status.success() {
+        bail!("kernels on AArch64 failed: `cd inference-worker/aarch64 && cargo {}` shows it alone", args.join(" "));
+    }
     Ok(())
 }
 
