@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..LoadOptions::default()
     };
     let model = Model::load(&dir, &options)?;
-    let options = Options { max_batch: sequences, prefix_tokens: context, ..Options::default() };
+    let options = Options { max_batch: sequences, prefix_tokens: Some(context), ..Options::default() };
     let plan = MemoryPlan::of(&model, &options, None)?;
     let vocabulary = model.config().vocab_size as u32;
     let engine = Engine::start(model, options)?;

@@ -1,7 +1,9 @@
 //! What the server costs: decoding one answer through HTTP as a stream, beside the same engine asked in its own process, one
 //! after the other in one run.
 //!
-//!     cargo run --release -p inference-worker --example server_overhead -- [SHAPE] [THREADS] [TOKENS] [ROUNDS]
+//!     cargo run --release -p inference-worker --example server_overhead -- [SHAPE] [THREADS] [TOKENS] [ROUNDS] [TEMPERATURE] [TOP_P]
+//!
+//! The engine alone always answers greedily, so with a temperature the overhead is that of drawing tokens as well: `… 0.6 0.9`.
 
 use inference_worker::engine::{Engine, Options};
 use inference_worker::model::{KvBits, LoadOptions, Model, Precision, Shape, Text};
@@ -23,15 +25,21 @@ fn main() -> Outcome<()> {
     let name = args.next().unwrap_or_else(|| "2b-4t".to_owned());
     let mut number = |default: usize| args.next().map_or(Ok(default), |text| text.parse());
     let (threads, tokens, rounds) = (number(2)?, number(64)?, number(9)?);
+    let mut share = |default: f32| args.next().map_or(Ok(default), |text| text.parse());
+    let (temperature, top_p) = (share(0.0)?, share(1.0)?);
     let shape = Shape::ALL.into_iter().find(|shape| shape.name == name).ok_or("there is no such shape")?;
     let options = LoadOptions { threads: Some(threads), ..LoadOptions::default() };
     let model = Model::random(shape, Precision::Ternary, 1, &options)?;
-    println!("random {name}, {}, {}, {threads} threads, {tokens} tokens", model.precision(), model.kernel());
+    println!(
+        "random {name}, {}, {}, {threads} threads, {tokens} tokens, HTTP at temperature {temperature}, top-p {top_p}",
+        model.precision(),
+        model.kernel()
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(measure(model, threads, tokens, rounds))
+    runtime.block_on(measure(model, threads, tokens, rounds, (temperature, top_p)))
 }
 
-async fn measure(model: Model, threads: usize, tokens: usize, rounds: usize) -> Outcome<()> {
+async fn measure(model: Model, threads: usize, tokens: usize, rounds: usize, sampling: (f32, f32)) -> Outcome<()> {
     let dir = tempfile::tempdir()?;
     let vocabulary = model.config().vocab_size;
     write_tokenizer(dir.path(), vocabulary)?;
@@ -44,7 +52,7 @@ async fn measure(model: Model, threads: usize, tokens: usize, rounds: usize) -> 
         kernel: model.kernel().to_owned(),
         device: "cpu",
     };
-    let options = Options { prefix_tokens: 0, ..Options::default() };
+    let options = Options { prefix_tokens: Some(0), ..Options::default() };
     let engine = Engine::start(model, options)?;
     let worker = Worker::new(settings(dir.path(), threads, options));
     worker.install(engine.clone(), Text::load(dir.path())?, facts)?;
@@ -60,7 +68,7 @@ async fn measure(model: Model, threads: usize, tokens: usize, rounds: usize) -> 
     let (mut alone, mut served) = (Vec::new(), Vec::new());
     for round in 0..=rounds {
         let direct = through_engine(&engine, tokens).await?;
-        let http = through_http(public, tokens).await?;
+        let http = through_http(public, tokens, sampling).await?;
         // The first round warms up.
         if round > 0 {
             alone.push(direct);
@@ -91,9 +99,10 @@ async fn through_engine(engine: &Engine, tokens: usize) -> Outcome<f64> {
 }
 
 /// The same through the public port, each token read as it comes.
-async fn through_http(public: SocketAddr, tokens: usize) -> Outcome<f64> {
+async fn through_http(public: SocketAddr, tokens: usize, (temperature, top_p): (f32, f32)) -> Outcome<f64> {
     let body = json!({
-        "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": true,
+        "prompt": PROMPT, "max_tokens": tokens, "temperature": temperature, "top_p": top_p, "seed": 1, "ignore_eos": true,
+        "stream": true,
     });
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
     let begin = Instant::now();

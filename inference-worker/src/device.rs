@@ -240,6 +240,14 @@ impl Network for Runner {
         }
         Ok(())
     }
+
+    fn spread(&self, count: usize, part: &(dyn Fn(usize) + Sync)) {
+        match self {
+            Self::Cpu(model) => Network::spread(model, count, part),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => crate::engine::on_threads(count, part),
+        }
+    }
 }
 
 impl Turn<'_, Cache> {

@@ -142,30 +142,31 @@ async fn bad_requests_are_named_and_not_counted() {
     let fake = fake("a", |_| ()).await;
     let long = "y".repeat(300);
     for (path, body, status, names) in [
-        (COMPLETIONS, "{".to_owned(), 400, "not a valid request"),
-        (COMPLETIONS, "[]".to_owned(), 400, "not a valid request"),
+        (COMPLETIONS, "{".to_owned(), 400, "not JSON"),
+        (COMPLETIONS, "[]".to_owned(), 400, "must be a JSON object"),
         (COMPLETIONS, json!({}).to_string(), 400, "prompt"),
         (COMPLETIONS, json!({"prompt": ""}).to_string(), 400, "no token"),
         (COMPLETIONS, json!({"prompt": [257]}).to_string(), 400, "vocabulary"),
-        (COMPLETIONS, json!({"prompt": ["a", "b"]}).to_string(), 400, "one prompt"),
+        (COMPLETIONS, json!({"prompt": ["a", 3]}).to_string(), 400, "`prompt`"),
+        (COMPLETIONS, json!({"prompt": ["a", ""]}).to_string(), 400, "no token"),
         (COMPLETIONS, json!({"prompt": long}).to_string(), 400, "300 tokens"),
         (COMPLETIONS, json!({"prompt": "a", "max_tokens": 256}).to_string(), 400, "at most 255"),
         (COMPLETIONS, json!({"prompt": "a", "max_tokens": 0}).to_string(), 400, "max_tokens"),
-        (COMPLETIONS, json!({"prompt": "a", "max_tokens": -1}).to_string(), 400, "not a valid request"),
+        (COMPLETIONS, json!({"prompt": "a", "max_tokens": -1}).to_string(), 400, "`max_tokens`"),
         (COMPLETIONS, json!({"prompt": "a", "n": 17}).to_string(), 400, "`n`"),
         (COMPLETIONS, json!({"prompt": "a", "n": 0}).to_string(), 400, "`n`"),
         (COMPLETIONS, json!({"prompt": "a", "best_of": 2}).to_string(), 400, "`best_of`"),
         (COMPLETIONS, json!({"prompt": "a", "min_p": 2}).to_string(), 400, "`min_p`"),
-        (COMPLETIONS, json!({"prompt": "a", "repetition_penalty": 1.1}).to_string(), 400, "`repetition_penalty`"),
+        (COMPLETIONS, json!({"prompt": "a", "repetition_penalty": 0}).to_string(), 400, "`repetition_penalty`"),
         (COMPLETIONS, json!({"prompt": "a", "stop_token_ids": [300]}).to_string(), 400, "vocabulary"),
-        (COMPLETIONS, json!({"prompt": "a", "temperature": 3}).to_string(), 400, "`temperature`"),
+        (COMPLETIONS, json!({"prompt": "a", "temperature": -1}).to_string(), 400, "`temperature`"),
         (COMPLETIONS, json!({"prompt": "a", "top_p": 0}).to_string(), 400, "`top_p`"),
         (COMPLETIONS, json!({"prompt": "a", "top_k": -2}).to_string(), 400, "`top_k`"),
         (COMPLETIONS, json!({"prompt": "a", "logprobs": 21}).to_string(), 400, "`logprobs`"),
-        (COMPLETIONS, json!({"prompt": "a", "echo": true}).to_string(), 400, "`echo`"),
+        (COMPLETIONS, json!({"prompt": "a", "echo": true, "logprobs": 1}).to_string(), 400, "`echo`"),
         (COMPLETIONS, json!({"prompt": "a", "stop": [""]}).to_string(), 400, "`stop`"),
         (COMPLETIONS, json!({"prompt": "a", "stream_options": {}}).to_string(), 400, "`stream_options`"),
-        (COMPLETIONS, json!({"prompt": "a", "presence_penalty": 1}).to_string(), 400, "`presence_penalty`"),
+        (COMPLETIONS, json!({"prompt": "a", "presence_penalty": 3}).to_string(), 400, "`presence_penalty`"),
         (CHAT, json!({"messages": []}).to_string(), 400, "messages"),
         (CHAT, json!({"messages": [], "top_logprobs": 2}).to_string(), 400, "`top_logprobs`"),
         (CHAT, json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}).to_string(), 400, "text"),
@@ -207,6 +208,105 @@ async fn a_full_queue_answers_429_at_once() {
     assert_eq!((counted.errors.overloaded, counted.in_flight), (1, 2));
     first.abort();
     second.abort();
+}
+
+#[tokio::test]
+async fn a_request_of_several_answers_is_queued_whole_or_not_at_all() {
+    let fake = fake("ab", |s| s.engine = Options { max_batch: 1, queue: 3, ..Options::default() }).await;
+    for (body, param) in [(json!({"prompt": "x", "n": 4}), "n"), (json!({"prompt": ["x", "y"], "n": 2}), "prompt")] {
+        let never = post(&fake, COMPLETIONS, &body).await;
+        assert_eq!(never.status(), StatusCode::BAD_REQUEST, "an idle server would refuse it for ever");
+        let error = object(never).await["error"].clone();
+        let message = error["message"].as_str().unwrap();
+        assert_eq!(error["param"], param);
+        assert!(message.contains("`n`") && message.contains("3 places") && message.contains("--queue"), "{message}");
+    }
+    let running = Running::start(Arc::clone(&fake.worker)).await;
+    let endless = json!({"prompt": WAITS.to_string(), "max_tokens": 200});
+    let ask = || tokio::spawn(client().post(running.url(COMPLETIONS)).json(&endless).send());
+    let first = ask();
+    until("the first one runs", || fake.engine.running() == 1).await;
+    let second = ask();
+    until("the second one waits", || fake.engine.waiting() == 1).await;
+    let refused = running.post(COMPLETIONS, &json!({"prompt": "x", "n": 3})).await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(fake.engine.waiting(), 1, "none of the three waits");
+    first.abort();
+    second.abort();
+    until("the slot is free", || fake.engine.running() == 0 && fake.engine.waiting() == 0).await;
+    let taken = running.post(COMPLETIONS, &json!({"prompt": "x", "n": 3})).await;
+    assert_eq!(taken.json::<Value>().await.unwrap()["choices"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn values_of_another_type_are_named_with_their_rule_and_remedy() {
+    let fake = fake("a", |_| ()).await;
+    let user = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
+    for (path, body, param, names) in [
+        (COMPLETIONS, json!({"prompt": 5}), "prompt", "must be a string"),
+        (COMPLETIONS, json!({"prompt": []}), "prompt", "no token"),
+        (COMPLETIONS, json!({"prompt": [1.5]}), "prompt", "token ids"),
+        (COMPLETIONS, json!({"prompt": [[1], "a"]}), "prompt", "token ids"),
+        (COMPLETIONS, json!({"prompt": "a", "temperature": "hot"}), "temperature", "must be a number, not a string"),
+        (COMPLETIONS, json!({"prompt": "a", "max_tokens": 1.5}), "max_tokens", "not a fraction"),
+        (COMPLETIONS, json!({"prompt": "a", "stream": "yes"}), "stream", "true or false"),
+        (COMPLETIONS, json!({"prompt": "a", "stop": [1]}), "stop", "an array of strings"),
+        (COMPLETIONS, json!({"prompt": "a", "logit_bias": [1]}), "logit_bias", "must be an object"),
+        (COMPLETIONS, json!({"prompt": "a", "seed": {}}), "seed", "whole number"),
+        (COMPLETIONS, json!([]), "", "must be a JSON object"),
+        (COMPLETIONS, json!({}), "prompt", "is missing"),
+        (CHAT, json!({}), "messages", "is missing"),
+        (CHAT, json!({"messages": "hi"}), "messages", "must be an array, not a string"),
+        (CHAT, json!({"messages": [1]}), "messages", "`messages[0]`"),
+        (CHAT, json!({"messages": [{"content": "x"}]}), "messages", "`messages[0].role`"),
+        (CHAT, user(json!(null)), "messages", "`messages[0].content`"),
+        (CHAT, user(json!([{"type": "text", "text": 1}])), "messages", "`messages[0].content[0].text`"),
+    ] {
+        let response = post(&fake, path, &body).await;
+        assert_eq!(response.status(), 400, "{body}");
+        let error = object(response).await["error"].clone();
+        assert!(error["message"].as_str().unwrap().contains(names), "{body}: {error}");
+        assert_eq!(error["param"].as_str().unwrap_or_default(), param, "{body}");
+        let missing = names == "is missing" || names == "no token";
+        assert_eq!(error["code"], if missing { "invalid_value" } else { "invalid_type" }, "{body}");
+    }
+    let answered = json!({"messages": [
+        {"role": "user", "content": "x"}, {"role": "assistant", "content": null}, {"role": "user", "content": "y"},
+    ]});
+    let answer = object(post(&fake, CHAT, &answered).await).await;
+    assert_eq!(answer["usage"]["prompt_tokens"], "<user>x\n<assistant>\n<user>y\n<assistant>".len());
+    let broken = object(raw(&fake, CHAT, "{\"messages\": [").await).await;
+    assert_eq!(broken["error"]["code"], "invalid_json");
+}
+
+#[tokio::test]
+async fn what_would_change_the_answer_and_is_not_there_is_refused_by_name() {
+    let fake = fake("a", |_| ()).await;
+    for (field, value) in [
+        ("guided_choice", json!(["a", "b"])),
+        ("grammar", json!("root ::= \"a\"")),
+        ("continue_final_message", json!(true)),
+        ("chat_template", json!("x")),
+        ("tool_choice", json!("required")),
+        ("truncate_prompt_tokens", json!(3)),
+        ("n_predict", json!(3)),
+        ("mirostat", json!(2)),
+        ("typical_p", json!(0.5)),
+        ("use_beam_search", json!(true)),
+    ] {
+        for (path, mut body) in
+            [(COMPLETIONS, json!({"prompt": "x"})), (CHAT, json!({"messages": [{"role": "user", "content": "x"}]}))]
+        {
+            body[field] = value.clone();
+            let response = post(&fake, path, &body).await;
+            assert_eq!(response.status(), 400, "{body}");
+            let error = object(response).await["error"].clone();
+            assert_eq!((&error["param"], &error["code"]), (&json!(field), &json!("unsupported_parameter")), "{error}");
+            body[field] = Value::Null;
+            body["user"] = json!("somebody");
+            assert_eq!(post(&fake, path, &body).await.status(), 200, "{body}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -112,7 +112,12 @@ async fn likelihoods_have_openais_form_in_both_endpoints_and_in_streams() {
     // Three bytes, the last two of which are one character.
     assert_eq!(content.len(), 3);
     assert_eq!((&content[0]["token"], &content[0]["bytes"]), (&json!("a"), &json!([97])));
-    assert!(content[1]["bytes"].is_null() && content[0]["logprob"].as_f64().unwrap().abs() < 1e-6);
+    assert_eq!(
+        (&content[1]["bytes"], &content[2]["bytes"]),
+        (&json!([0xc3]), &json!([0xa9])),
+        "parts of one character"
+    );
+    assert!(content[0]["logprob"].as_f64().unwrap().abs() < 1e-6);
     assert_eq!(content[0]["top_logprobs"][0]["token"], "a");
     assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
     let body = json!({"messages": messages, "logprobs": true, "top_logprobs": 2, "stream": true});
@@ -121,7 +126,8 @@ async fn likelihoods_have_openais_form_in_both_endpoints_and_in_streams() {
     assert_eq!(lists.flatten().cloned().collect::<Vec<_>>(), content, "each token once, in order");
     let body = json!({"prompt": "x", "logprobs": 0});
     let columns = object(post(&fake, COMPLETIONS, &body).await).await["choices"][0]["logprobs"].clone();
-    assert_eq!((&columns["text_offset"], &columns["top_logprobs"][0]), (&json!([0, 1, 2]), &json!({})));
+    assert_eq!(columns["text_offset"], json!([0, 1, 2]));
+    assert_eq!(columns["top_logprobs"][0], json!({"a": columns["token_logprobs"][0]}), "the token itself, always");
     let plain = object(post(&fake, COMPLETIONS, &json!({"prompt": "x"})).await).await;
     assert!(plain["choices"][0]["logprobs"].is_null());
 }
@@ -140,6 +146,139 @@ async fn ids_can_end_an_answer_and_the_models_own_end_can_be_ignored() {
 }
 
 #[tokio::test]
+async fn an_unlikely_token_that_was_taken_is_among_the_likely_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let worker = tiny(&dir).await;
+    let body = json!({"prompt": [7], "max_tokens": 40, "temperature": 3, "seed": 1, "logprobs": 1, "ignore_eos": true});
+    let request = Request::post(COMPLETIONS).body(Body::from(body.to_string())).unwrap();
+    let said = object(ask(&worker, request).await).await["choices"][0]["logprobs"].clone();
+    let mut unlikely = 0;
+    for at in 0..40 {
+        let top = said["top_logprobs"][at].as_object().unwrap();
+        assert!(top.contains_key(said["tokens"][at].as_str().unwrap()) && top.len() <= 2, "{top:?}");
+        unlikely += usize::from(top.len() == 2);
+    }
+    assert!(unlikely > 0, "at this temperature not all tokens are the likeliest");
+}
+
+#[tokio::test]
+async fn what_vllms_clients_rely_on() {
+    let fake = fake("one two", |_| ()).await;
+    let said = async |more: Value| {
+        let mut body = json!({"prompt": "x", "max_tokens": 12, "temperature": 0});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let response = post(&fake, COMPLETIONS, &body).await;
+        assert_eq!(response.status(), 200, "{more}");
+        let answer = object(response).await;
+        let choice = &answer["choices"][0];
+        (choice["text"].as_str().unwrap().to_owned(), answer["usage"]["completion_tokens"].as_u64().unwrap())
+    };
+    let text = async |more: Value| said(more).await.0;
+    assert_eq!(text(json!({"stop": " tw"})).await, "one");
+    assert_eq!(text(json!({"stop": " tw", "include_stop_str_in_output": true})).await, "one tw");
+    assert_eq!(text(json!({"stop": "o", "min_tokens": 2})).await, "one tw", "not looked for in the first two tokens");
+    assert_eq!(text(json!({"echo": true})).await, "xone two");
+    assert_eq!(said(json!({"min_tokens": 10})).await.1, 10, "the model's own end is not taken before that");
+    let endless = json!({"ignore_eos": true, "max_tokens": 8});
+    assert_eq!(text(endless.clone()).await, "one two");
+    let mut written = endless;
+    written["skip_special_tokens"] = json!(false);
+    assert_eq!(text(written).await, "one two<eos>");
+    // The script's logits are 60 above the others.
+    assert!(text(json!({"logit_bias": {"110": -100}})).await.starts_with('o'), "110 is n");
+    assert!(!text(json!({"logit_bias": {"110": -100}})).await.contains('n'));
+    assert!(text(json!({"logit_bias": {"122": 100}})).await.starts_with("zzz"));
+    assert_eq!(text(json!({"temperature": 50, "top_k": 1})).await, "one two");
+    for (field, value) in [
+        ("logit_bias", json!({"257": 1})),
+        ("logit_bias", json!({"x": 1})),
+        ("logit_bias", json!({"1": 101})),
+        ("min_tokens", json!(13)),
+        ("frequency_penalty", json!(-2.5)),
+        ("repetition_penalty", json!(0)),
+    ] {
+        let response = post(&fake, COMPLETIONS, &json!({"prompt": "x", "max_tokens": 12, field: value})).await;
+        assert_eq!(response.status(), 400, "{field}");
+        assert_eq!(object(response).await["error"]["param"], field);
+    }
+    let chat = json!({"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": false});
+    let answer = object(post(&fake, CHAT, &chat).await).await;
+    assert_eq!(answer["usage"]["prompt_tokens"], "<user>x\n".len());
+}
+
+#[tokio::test]
+async fn penalties_keep_a_model_from_repeating_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let worker = tiny(&dir).await;
+    let distinct = async |penalty: Value| {
+        let mut body = json!({"prompt": [7], "max_tokens": 60, "temperature": 0, "ignore_eos": true, "logprobs": 0});
+        body.as_object_mut().unwrap().extend(penalty.as_object().unwrap().clone());
+        let request = Request::post(COMPLETIONS).body(Body::from(body.to_string())).unwrap();
+        let answer = object(ask(&worker, request).await).await;
+        let logs = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
+        logs.iter().map(|log| (log.as_f64().unwrap() * 1e6) as i64).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let plain = distinct(json!({})).await;
+    assert!(distinct(json!({"frequency_penalty": 2})).await > plain, "{plain} of 60");
+    assert!(distinct(json!({"repetition_penalty": 1.5})).await > plain, "{plain} of 60");
+}
+
+#[tokio::test]
+async fn a_request_that_says_nothing_gets_the_models_own_way_of_drawing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("generation_config.json"), json!({"top_k": 1}).to_string()).unwrap();
+    let worker = tiny(&dir).await;
+    let said = async |more: Value| {
+        let mut body = json!({"prompt": [7], "max_tokens": 30, "ignore_eos": true, "seed": 4});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let request = Request::post(COMPLETIONS).body(Body::from(body.to_string())).unwrap();
+        object(ask(&worker, request).await).await["choices"][0]["text"].clone()
+    };
+    let greedy = said(json!({"temperature": 0})).await;
+    assert_eq!(said(json!({})).await, greedy);
+    assert_ne!(said(json!({"top_k": -1, "temperature": 2})).await, greedy, "what a request says counts");
+}
+
+#[tokio::test]
+async fn several_prompts_have_choices_each_and_one_usage() {
+    let fake = fake("ab", |_| ()).await;
+    let body = json!({"prompt": ["x", "yy"], "n": 2, "echo": true});
+    let answer = object(post(&fake, COMPLETIONS, &body).await).await;
+    let texts: Vec<&str> =
+        answer["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["xab", "xab", "yyab", "yyab"]);
+    assert_eq!((&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]), (&json!(3), &json!(8)));
+    let body = json!({"prompt": [[120], [121, 121]], "echo": true, "stream": true});
+    let chunks = chunks(&text(post(&fake, COMPLETIONS, &body).await).await);
+    for (index, wanted) in ["xab", "yyab"].into_iter().enumerate() {
+        let mine = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index);
+        assert_eq!(mine.filter_map(|choice| choice["text"].as_str()).collect::<String>(), wanted);
+    }
+}
+
+#[tokio::test]
+async fn choices_of_one_prompt_read_it_once() {
+    let fake = fake("ab", |_| ()).await;
+    let prompt = "this prompt has four times eleven characters";
+    let usage = object(post(&fake, COMPLETIONS, &json!({"prompt": prompt, "n": 16})).await).await["usage"].clone();
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(prompt.len()), &json!(32)));
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], prompt.len() - 1);
+}
+
+#[tokio::test]
+async fn a_model_has_a_page_of_its_own() {
+    let fake = fake("ab", |s| s.rollout = Some("chat".to_owned())).await;
+    let get = async |path: &str| ask(&fake.worker, Request::get(path).body(Body::empty()).unwrap()).await;
+    let list = object(get("/v1/models").await).await;
+    assert_eq!(object(get("/v1/models/chat").await).await, list["data"][0]);
+    let other = get("/v1/models/gpt").await;
+    assert_eq!(other.status(), 404);
+    let error = object(other).await["error"].clone();
+    assert_eq!(error["code"], "model_not_found");
+    assert!(error["message"].as_str().unwrap().contains("`chat`"));
+}
+
+#[tokio::test]
 async fn texts_become_tokens_and_tokens_texts() {
     let fake = fake("a", |_| ()).await;
     let tokens = async |body: Value| object(post(&fake, "/tokenize", &body).await).await;
@@ -153,9 +292,9 @@ async fn texts_become_tokens_and_tokens_texts() {
     for (path, body, names) in [
         ("/tokenize", json!({}), "exactly one"),
         ("/tokenize", json!({"prompt": "a", "content": "b"}), "exactly one"),
-        ("/tokenize", json!({"prompt": 3}), "not a valid request"),
+        ("/tokenize", json!({"prompt": 3}), "must be a string"),
         ("/detokenize", json!({"tokens": [257]}), "vocabulary"),
-        ("/detokenize", json!({"tokens": [-1]}), "not a valid request"),
+        ("/detokenize", json!({"tokens": [-1]}), "token ids"),
     ] {
         let response = post(&fake, path, &body).await;
         assert_eq!(response.status(), 400, "{body}");
@@ -287,7 +426,7 @@ fn value(random: &mut Random, depth: usize) -> Value {
 
 #[tokio::test]
 async fn no_body_breaks_the_server() {
-    const FIELDS: [&str; 27] = [
+    const FIELDS: [&str; 31] = [
         "prompt",
         "messages",
         "max_tokens",
@@ -308,6 +447,10 @@ async fn no_body_breaks_the_server() {
         "echo",
         "suffix",
         "tools",
+        "min_tokens",
+        "repetition_penalty",
+        "include_stop_str_in_output",
+        "skip_special_tokens",
         "response_format",
         "structured_outputs",
         "logit_bias",

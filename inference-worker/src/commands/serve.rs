@@ -6,7 +6,7 @@ use inference_worker::device::{Device, GpuKv};
 use inference_worker::engine;
 use inference_worker::model::KvBits;
 use inference_worker::serve::{
-    Balance, MetricNames, ServeError, Server, Settings, StartError, Stop, UpstreamSettings, Worker,
+    Balance, GenerationConfig, MetricNames, ServeError, Server, Settings, StartError, Stop, UpstreamSettings, Worker,
 };
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
@@ -70,9 +70,17 @@ pub(crate) struct Args {
     #[arg(long, env = "BITNET_GPU_KV", value_enum, default_value = "f16")]
     gpu_kv: GpuKv,
     /// Tokens whose keys and values are kept after their requests, so that a beginning that requests share (a system
-    /// prompt, a conversation) is read once; 0 for none. Comparisons never use it.
-    #[arg(long, env = "BITNET_PREFIX_CACHE", value_name = "TOKENS", default_value_t = 2048)]
-    prefix_cache: usize,
+    /// prompt, a conversation) is read once; 0: nothing is shared. Comparisons never use it. [default: as many as the
+    /// context has, or what fits in the memory]
+    #[arg(long, env = "BITNET_PREFIX_CACHE", value_name = "TOKENS")]
+    prefix_cache: Option<usize>,
+    /// Prompt tokens read in one forward pass at most.
+    #[arg(long, env = "BITNET_PREFILL_CHUNK", value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    prefill_chunk: u32,
+    /// Time that reading prompts may add to a pass while answers are being written; as many prompt tokens are read in it as
+    /// that takes, 16 at least. More of it: prompts are read sooner, answers falter longer.
+    #[arg(long, env = "BITNET_PREFILL_BUDGET", default_value = "100ms", value_parser = duration)]
+    prefill_budget: Duration,
     /// Bits of cached keys and values: 16, 8, 4 or 3; a model that was made for fewer gets those.
     #[arg(long, env = "BITNET_KV_BITS", default_value = "16")]
     kv_bits: KvBits,
@@ -88,6 +96,10 @@ pub(crate) struct Args {
     /// node share them. One that cannot be written is said and done without.
     #[arg(long, env = "BITNET_WEIGHTS_CACHE", value_name = "DIR")]
     weights_cache: Option<PathBuf>,
+    /// How tokens are drawn where a request does not say: with temperature, top_p and top_k of the model's
+    /// generation_config.json, or with OpenAI's defaults.
+    #[arg(long, env = "BITNET_GENERATION_CONFIG", value_enum, default_value = "model")]
+    generation_config: GenerationConfig,
     /// Show metrics also under the names of another server.
     #[arg(long, env = "BITNET_METRICS_COMPAT", value_name = "SERVER")]
     metrics_compat: Option<MetricsCompat>,
@@ -230,8 +242,9 @@ fn settings(args: Args) -> Settings {
             max_batch: usize::from(args.max_batch),
             batch_wait: args.batch_wait,
             queue: usize::from(args.queue),
+            prefill_chunk: args.prefill_chunk as usize,
+            prefill_budget: args.prefill_budget,
             prefix_tokens: args.prefix_cache,
-            ..engine::Options::default()
         },
         threads: args.threads.map_or_else(super::cpus, usize::from),
         kv_bits: args.kv_bits,
@@ -240,6 +253,7 @@ fn settings(args: Args) -> Settings {
         weights_cache: args.weights_cache,
         device: args.device,
         gpu_kv: args.gpu_kv,
+        generation_config: args.generation_config,
         request_timeout: args.request_timeout,
         head_time: args.head_timeout,
         metric_names: args.metrics_compat.map_or(MetricNames::Ours, |MetricsCompat::Vllm| MetricNames::AndVllm),

@@ -1,7 +1,7 @@
 //! Internal work in one call: what the internal port, the comparison and the warm-up ask of the engine. It goes
 //! through the same queue as live requests.
 
-use super::{Engine, Event, Failure, Finish, Job, Refused, Sampling, Work};
+use super::{Engine, Event, Failure, Finish, Job, Refused, Work};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -46,8 +46,7 @@ impl Engine {
         limit: Duration,
     ) -> Result<Generated, AskError> {
         let arrival = Instant::now();
-        let work =
-            Work::Generate { max_tokens: tokens, sampling: Sampling::GREEDY, stop, likelihood: None, grammar: None };
+        let work = Work::greedy(tokens, stop);
         let events = self.ask(prompt, work, arrival)?;
         let following = follow(events, arrival);
         tokio::time::timeout(limit, following).await.map_err(|_| AskError::Deadline(limit))?

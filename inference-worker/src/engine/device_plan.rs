@@ -15,6 +15,8 @@ pub struct DevicePlan {
     pub kv_per_sequence: usize,
     /// Keys and values that are kept for later requests.
     pub kept: usize,
+    /// Tokens of them.
+    pub kept_tokens: usize,
     /// Sequences that may run at once.
     pub sequences: usize,
 }
@@ -45,9 +47,16 @@ impl DevicePlan {
             let bytes = kv_per_position.saturating_mul(positions);
             bytes.div_ceil(PIECE).saturating_mul(PIECE)
         };
-        let (kv_per_sequence, kept) = (pieces(context), pieces(options.prefix_tokens));
-        let fitting = free.saturating_sub(kept) / kv_per_sequence.max(1);
-        let plan = Self { free, kv_per_sequence, kept, sequences: options.max_batch.max(1).min(fitting.max(1)) };
+        let kv_per_sequence = pieces(context);
+        let asked = pieces(options.prefix_tokens.unwrap_or(0));
+        let fitting = free.saturating_sub(asked) / kv_per_sequence.max(1);
+        let sequences = options.max_batch.max(1).min(fitting.max(1));
+        // Where nobody said how much is kept: what the sequences leave, up to a context.
+        let kept_tokens = options.prefix_tokens.unwrap_or_else(|| {
+            let left = free.saturating_sub(kv_per_sequence.saturating_mul(sequences)) / PIECE * PIECE;
+            (left / kv_per_position.max(1)).min(context)
+        });
+        let plan = Self { free, kv_per_sequence, kept: pieces(kept_tokens), kept_tokens, sequences };
         if plan.needed() > free { Err(DeviceTooSmall { plan }) } else { Ok(plan) }
     }
 
@@ -59,7 +68,7 @@ impl DevicePlan {
 
 impl fmt::Display for DevicePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { free, kv_per_sequence, kept, sequences } = self;
+        let Self { free, kv_per_sequence, kept, sequences, .. } = self;
         write!(f, "{free} free, {sequences} sequences of {kv_per_sequence}, kept prefixes {kept}")
     }
 }
@@ -71,7 +80,7 @@ mod tests {
     const POSITION: usize = 76_800;
 
     fn plan(free: usize) -> Result<DevicePlan, DeviceTooSmall> {
-        let options = Options { max_batch: 8, prefix_tokens: 2048, ..Options::default() };
+        let options = Options { max_batch: 8, prefix_tokens: Some(2048), ..Options::default() };
         DevicePlan::choose(free, POSITION, 4096, &options)
     }
 
@@ -91,8 +100,21 @@ mod tests {
     }
 
     #[test]
+    fn a_context_is_kept_or_what_the_sequences_leave() {
+        let options = Options { max_batch: 8, ..Options::default() };
+        let plan = |free| DevicePlan::choose(free, POSITION, 4096, &options).unwrap();
+        let whole = 150 * PIECE;
+        assert_eq!((plan(9 * whole).sequences, plan(9 * whole).kept_tokens), (8, 4096));
+        for free in [9 * whole - 1, 8 * whole + PIECE, 8 * whole, 3 * whole + 7 * PIECE, whole] {
+            let plan = plan(free);
+            assert_eq!(plan.sequences, free / whole);
+            assert!(plan.kept_tokens < 4096 && plan.needed() <= free && free - plan.needed() < 2 * PIECE, "{plan}");
+        }
+    }
+
+    #[test]
     fn sizes_beyond_all_memory_are_refused_and_nothing_wraps() {
-        let options = Options { max_batch: usize::MAX, prefix_tokens: usize::MAX, ..Options::default() };
+        let options = Options { max_batch: usize::MAX, prefix_tokens: Some(usize::MAX), ..Options::default() };
         assert!(DevicePlan::choose(usize::MAX - 1, usize::MAX, usize::MAX, &options).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! What the engine is asked for, and what it answers.
 
 use super::grammar::Grammar;
+use super::processors::Processors;
 use super::sampling::Sampling;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -31,12 +32,22 @@ pub enum Work {
         likelihood: Option<usize>,
         /// What the answer must look like; it ends where nothing may follow.
         grammar: Option<Box<Grammar>>,
+        /// What is added to the logits before a token is chosen.
+        processors: Option<Box<Processors>>,
     },
     /// Logits at these positions of the prompt, each `< prompt.len()`, in any order, one [`Event::Scores`].
     Score {
         /// Row `p` = logits after reading `prompt[..=p]`.
         positions: Vec<u32>,
     },
+}
+
+impl Work {
+    /// At most so many of the most likely tokens; ids in `stop` end them.
+    pub fn greedy(max_tokens: usize, stop: Vec<u32>) -> Self {
+        let sampling = Sampling::GREEDY;
+        Self::Generate { max_tokens, sampling, stop, likelihood: None, grammar: None, processors: None }
+    }
 }
 
 /// A unit of work for the engine. Dropping its receiver cancels it and frees its slot before the next forward pass.

@@ -10,12 +10,17 @@ mod device_plan;
 mod grammar;
 mod job;
 mod network;
+mod pace;
 mod plan;
 mod prefix;
+mod processors;
 mod queue;
 mod sampling;
+mod sharing;
+mod softmax;
 #[cfg(test)]
 mod tests;
+mod turnover;
 
 pub use crate::random;
 pub use ask::{AskError, Generated};
@@ -24,14 +29,18 @@ pub use grammar::{Form, Grammar, GrammarError, Grammars};
 pub use job::{Class, Ended, Event, Failure, Finish, Job, Likelihood, Refused, Work};
 pub use network::{Network, Turn};
 pub use plan::{BudgetTooSmall, MemoryPlan};
+pub use processors::Processors;
 pub use sampling::Sampling;
 
 pub(crate) use ask::time_per_token;
 use batch::{Batch, Seen};
+#[cfg(feature = "cuda")]
+pub(crate) use network::on_threads;
 use queue::Queue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use turnover::Turnover;
 
 /// How the engine batches.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +51,20 @@ pub struct Options {
     pub batch_wait: Duration,
     /// Requests that may wait for a slot; one more is refused.
     pub queue: usize,
-    /// Prompt tokens read in one pass.
+    /// Prompt tokens read in one pass at most.
     pub prefill_chunk: usize,
-    /// Tokens whose keys and values are kept after their requests, for live requests that begin alike; 0 = none.
-    pub prefix_tokens: usize,
+    /// Time that prompts may add to a pass in which answers are being written.
+    pub prefill_budget: Duration,
+    /// Tokens whose keys and values are kept after their requests, for live requests that begin alike; 0 = nothing is
+    /// shared. None: the memory plan says how many, and without a plan 2048.
+    pub prefix_tokens: Option<usize>,
+}
+
+impl Options {
+    /// See the field.
+    fn prefix_tokens(&self) -> usize {
+        self.prefix_tokens.unwrap_or(2048)
+    }
 }
 
 impl Default for Options {
@@ -55,7 +74,8 @@ impl Default for Options {
             batch_wait: Duration::from_millis(10),
             queue: 256,
             prefill_chunk: 256,
-            prefix_tokens: 2048,
+            prefill_budget: Duration::from_millis(100),
+            prefix_tokens: None,
         }
     }
 }
@@ -79,6 +99,8 @@ struct Shared {
     reused_tokens: AtomicU64,
     non_finite: AtomicU64,
     passes: AtomicU64,
+    /// Nanoseconds between two slots that become free while others wait.
+    slot_gap: AtomicU64,
     bytes_per_pass: usize,
     /// Start of the pass that runs now, nanoseconds after `epoch` plus one; 0 between passes.
     pass_started: AtomicU64,
@@ -101,6 +123,7 @@ impl Engine {
             reused_tokens: AtomicU64::new(0),
             non_finite: AtomicU64::new(0),
             passes: AtomicU64::new(0),
+            slot_gap: AtomicU64::new(0),
             bytes_per_pass: network.bytes_per_pass(),
             pass_started: AtomicU64::new(0),
             epoch: Instant::now(),
@@ -122,6 +145,11 @@ impl Engine {
             return Err(Refused::Busy);
         }
         self.shared.queue.push(job)
+    }
+
+    /// Queues the jobs of one request, all or none.
+    pub fn submit_all(&self, jobs: Vec<Job>) -> Result<(), Refused> {
+        self.shared.queue.push_all(jobs)
     }
 
     /// Nothing runs and nothing waits, background work aside.
@@ -168,6 +196,11 @@ impl Engine {
         self.shared.queue.len()
     }
 
+    /// How soon a slot becomes free while all are taken and others wait, as it was lately; zero while that is not known.
+    pub fn slot_gap(&self) -> Duration {
+        Duration::from_nanos(self.shared.slot_gap.load(Ordering::Relaxed))
+    }
+
     /// Tokens whose keys and values are held for jobs with a slot.
     pub fn cached_tokens(&self) -> usize {
         self.shared.cached_tokens.load(Ordering::Relaxed)
@@ -209,6 +242,7 @@ impl Drop for Farewell<'_> {
 fn run<N: Network>(network: N, options: Options, shared: &Shared) {
     let mut batch = Batch::new(network, options);
     let mut density = Density::new(options.batch_wait);
+    let mut turnover = Turnover::default();
     // Dropped first: who hears that its job is gone finds a queue that takes no more.
     let _farewell = Farewell(shared);
     loop {
@@ -226,8 +260,11 @@ fn run<N: Network>(network: N, options: Options, shared: &Shared) {
         shared.running.store(batch.wanted(), Ordering::Release);
         let since = started.saturating_duration_since(shared.epoch).as_nanos() as u64;
         shared.pass_started.store(since + 1, Ordering::Release);
+        let taken = batch.len();
         batch.pass();
         batch.drop_cancelled();
+        turnover.passed(taken - batch.len(), shared.queue.len() > 0, Instant::now());
+        shared.slot_gap.store(turnover.gap().as_nanos() as u64, Ordering::Relaxed);
         shared.pass_started.store(0, Ordering::Release);
         time.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
         shared.cached_tokens.store(batch.cached_tokens(), Ordering::Relaxed);

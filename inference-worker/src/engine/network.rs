@@ -1,5 +1,7 @@
 //! What the engine needs of a model. A trait, so that the engine's own tests can make one that is slow or breaks.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 /// A model that reads tokens and gives logits; owned by the engine's thread.
 pub trait Network: Send + 'static {
     /// Keys and values of one sequence.
@@ -20,6 +22,37 @@ pub trait Network: Send + 'static {
 
     /// One forward pass over all turns at once. After an error the caches are as they were.
     fn forward(&self, turns: &mut [Turn<'_, Self::Cache>]) -> Result<(), String>;
+
+    /// Calls `part` once for each number below `count`, on the threads that have nothing to do between two passes, and
+    /// returns when all calls have returned.
+    fn spread(&self, count: usize, part: &(dyn Fn(usize) + Sync)) {
+        on_threads(count, part);
+    }
+}
+
+/// More threads would take longer to start than they have work.
+const THREADS: usize = 8;
+
+/// As [`Network::spread`], on threads that live as long as the call: for models whose work is elsewhere.
+pub(crate) fn on_threads(count: usize, part: &(dyn Fn(usize) + Sync)) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                return;
+            }
+            part(at);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS).min(count);
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without this thread the others do its work.
+            let _ = std::thread::Builder::new().name("sampling".to_owned()).spawn_scoped(scope, work);
+        }
+        work();
+    });
 }
 
 /// What one sequence does in a forward pass.
@@ -65,5 +98,25 @@ impl Network for crate::model::Model {
             turn.logits = logits;
         }
         Ok(())
+    }
+
+    fn spread(&self, count: usize, part: &(dyn Fn(usize) + Sync)) {
+        self.cpu().pool().run(count, part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_is_done_once() {
+        for count in [0, 1, 2, 100] {
+            let done: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            on_threads(count, &|at| {
+                done[at].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == 1));
+        }
     }
 }

@@ -15,6 +15,8 @@ pub struct MemoryPlan {
     pub kv_per_sequence: usize,
     /// Keys and values that are kept for later requests.
     pub kept: usize,
+    /// Tokens of them.
+    pub kept_tokens: usize,
     /// Rows of a pass: prompt tokens and one of each sequence, and logits.
     pub passes: usize,
     /// Precision of keys and values.
@@ -57,14 +59,30 @@ impl MemoryPlan {
         options: &Options,
         budget: Option<usize>,
     ) -> Result<Self, BudgetTooSmall> {
-        let at = |kv_bits: KvBits, sequences: usize| Self {
+        let with = |kv_bits: KvBits, sequences: usize, kept_tokens: usize| Self {
             program,
             weights,
             kv_per_sequence: KvCache::bytes_of(config, kv_bits, config.context),
-            kept: KvCache::bytes_of(config, kv_bits, options.prefix_tokens),
+            kept: KvCache::bytes_of(config, kv_bits, kept_tokens),
+            kept_tokens,
             passes: pass_bytes(config, options.prefill_chunk, sequences),
             kv_bits,
             sequences,
+        };
+        // Where nobody said how much is kept: a context, or what the sequences leave of the budget.
+        let at = |kv_bits: KvBits, sequences: usize| {
+            let plan = |kept_tokens| with(kv_bits, sequences, kept_tokens);
+            match (options.prefix_tokens, budget) {
+                (Some(asked), _) => plan(asked),
+                (None, None) => plan(config.context),
+                (None, Some(budget)) => {
+                    let token = KvCache::bytes_of(config, kv_bits, config.context).div_ceil(config.context.max(1));
+                    let left = budget.saturating_sub(plan(0).total());
+                    let kept = (left / token.max(1)).min(config.context);
+                    // A block of positions is stored as a whole.
+                    (0..=kept).rev().map(plan).find(|plan| plan.total() <= budget).unwrap_or_else(|| plan(0))
+                }
+            }
         };
         let most = options.max_batch.max(1);
         let Some(budget) = budget else { return Ok(at(wanted, most)) };
@@ -100,7 +118,7 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { program, weights, kv_per_sequence, kept, passes, kv_bits, sequences } = self;
+        let Self { program, weights, kv_per_sequence, kept, passes, kv_bits, sequences, .. } = self;
         write!(
             f,
             "program {program}, weights {weights}, {sequences} sequences of {kv_per_sequence} at {kv_bits} bits, \
@@ -132,9 +150,13 @@ mod tests {
     use crate::model::{LoadOptions, Precision, Shape};
 
     fn plan(budget: Option<usize>) -> Result<MemoryPlan, BudgetTooSmall> {
+        plan_of(Some(256), budget)
+    }
+
+    fn plan_of(prefix_tokens: Option<usize>, budget: Option<usize>) -> Result<MemoryPlan, BudgetTooSmall> {
         let shape = Shape::find("demo").unwrap();
         let model = Model::random(shape, Precision::Ternary, 1, &LoadOptions::default()).unwrap();
-        let options = Options { max_batch: 8, prefix_tokens: 256, ..Options::default() };
+        let options = Options { max_batch: 8, prefix_tokens, ..Options::default() };
         MemoryPlan::choose(model.config(), model.weight_bytes(), 1000, KvBits::Sixteen, &options, budget)
     }
 
@@ -170,5 +192,20 @@ mod tests {
             }
         }
         panic!("no budget was too small");
+    }
+
+    #[test]
+    fn a_context_is_kept_or_what_the_sequences_leave() {
+        let all = plan_of(None, None).unwrap();
+        assert_eq!((all.kept_tokens, all.kept), (128, all.kv_per_sequence));
+        let nothing = all.total() - all.kept;
+        // Positions are stored in blocks.
+        let block = plan_of(Some(1), None).unwrap().kept;
+        for budget in (nothing..=all.total()).step_by(997) {
+            let plan = plan_of(None, Some(budget)).unwrap();
+            assert_eq!((plan.kv_bits, plan.sequences), (all.kv_bits, all.sequences), "what is kept goes first");
+            assert!(plan.total() <= budget && budget - plan.total() < block, "{plan}");
+        }
+        assert!(plan_of(None, Some(nothing - 1)).unwrap().kv_bits < all.kv_bits);
     }
 }

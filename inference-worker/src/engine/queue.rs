@@ -29,24 +29,31 @@ impl Queue {
 
     /// Adds a job at the end, or refuses it.
     pub(crate) fn push(&self, job: Job) -> Result<(), Refused> {
+        self.push_all(vec![job])
+    }
+
+    /// Adds jobs of one class at the end, or refuses all of them.
+    pub(crate) fn push_all(&self, jobs: Vec<Job>) -> Result<(), Refused> {
+        let Some(class) = jobs.first().map(|job| job.class) else { return Ok(()) };
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::Stopped);
         }
-        let limit = match job.class {
+        let limit = match class {
             Class::Live => self.capacity,
             Class::Internal => INTERNAL_PLACES,
             Class::Background if !state.jobs.is_empty() => return Err(Refused::Busy),
             Class::Background => 1,
         };
-        let full = |state: &State| state.jobs.iter().filter(|waiting| waiting.class == job.class).count() >= limit;
+        let waiting = |state: &State| state.jobs.iter().filter(|waiting| waiting.class == class).count();
+        let full = |state: &State| waiting(state) + jobs.len() > limit;
         if full(&state) {
             state.jobs.retain(|waiting| !waiting.events.is_closed());
             if full(&state) {
                 return Err(Refused::Full);
             }
         }
-        state.jobs.push_back(job);
+        state.jobs.extend(jobs);
         drop(state);
         self.arrived.notify_one();
         Ok(())
@@ -160,6 +167,21 @@ mod tests {
         assert_eq!(queue.take().unwrap().prompt, [3]);
         assert_eq!(queue.take().unwrap().prompt, [4]);
         assert!(queue.take().is_none());
+    }
+
+    #[test]
+    fn the_jobs_of_one_request_are_taken_all_or_none() {
+        let queue = Queue::new(3);
+        let jobs = |count: u32| (0..count).map(|id| job(Class::Live, id)).unzip::<_, _, Vec<_>, Vec<_>>();
+        let (two, _receivers) = jobs(2);
+        assert_eq!(queue.push_all(two), Ok(()));
+        let (more, mut refused) = jobs(2);
+        assert_eq!(queue.push_all(more), Err(Refused::Full));
+        assert_eq!(queue.len(), 2, "none of them waits");
+        assert!(refused.iter_mut().all(|events| events.try_recv().is_err() && events.is_closed()));
+        let (one, _receiver) = jobs(1);
+        assert_eq!(queue.push_all(one), Ok(()));
+        assert_eq!(queue.push_all(Vec::new()), Ok(()));
     }
 
     #[test]

@@ -71,9 +71,7 @@ fn engine(pass_ms: u64, options: Options) -> (Engine, Arc<Mutex<Vec<Vec<usize>>>
 }
 
 fn generate(engine: &Engine, prompt: &[u32], max_tokens: usize, stop: &[u32]) -> UnboundedReceiver<Event> {
-    let work =
-        Work::Generate { max_tokens, sampling: Sampling::GREEDY, stop: stop.to_vec(), likelihood: None, grammar: None };
-    submit(engine, prompt, work)
+    submit(engine, prompt, Work::greedy(max_tokens, stop.to_vec()))
 }
 
 fn submit(engine: &Engine, prompt: &[u32], work: Work) -> UnboundedReceiver<Event> {
@@ -270,13 +268,7 @@ fn comparisons_and_broken_answers_share_nothing() {
     let prompt: Vec<u32> = (0..24).map(|i| i % 11).collect();
     let whole = [prompt.len(), 1];
     let internal = || {
-        let work = Work::Generate {
-            max_tokens: 2,
-            sampling: Sampling::GREEDY,
-            stop: Vec::new(),
-            likelihood: None,
-            grammar: None,
-        };
+        let work = Work::greedy(2, Vec::new());
         let (job, events) = Job::new(Class::Internal, prompt.clone(), work, Instant::now());
         engine.submit(job).unwrap();
         collect(events)
@@ -306,13 +298,7 @@ fn settled(engine: &Engine) {
 
 /// Asks in idle time for an answer of `tokens` tokens.
 fn in_background(engine: &Engine, prompt: &[u32], tokens: usize) -> Result<UnboundedReceiver<Event>, Refused> {
-    let work = Work::Generate {
-        max_tokens: tokens,
-        sampling: Sampling::GREEDY,
-        stop: Vec::new(),
-        likelihood: None,
-        grammar: None,
-    };
+    let work = Work::greedy(tokens, Vec::new());
     let (job, events) = Job::new(Class::Background, prompt.to_vec(), work, Instant::now());
     engine.submit(job).map(|()| events)
 }
@@ -379,4 +365,95 @@ fn a_batch_is_as_large_as_it_may_be_and_no_larger() {
     }
     let largest = sizes.lock().unwrap().iter().map(Vec::len).max().unwrap();
     assert_eq!(largest, 32);
+}
+
+#[test]
+fn a_prompt_that_several_ask_for_at_once_is_read_once() {
+    let (engine, sizes) = engine(3, Options { prefill_chunk: 24, ..Options::default() });
+    let prompt: Vec<u32> = (0..44).map(|i| i % 11).collect();
+    let jobs = (0..8).map(|_| Job::new(Class::Live, prompt.clone(), Work::greedy(3, Vec::new()), Instant::now()));
+    let (jobs, events): (Vec<_>, Vec<_>) = jobs.unzip();
+    engine.submit_all(jobs).unwrap();
+    let answers: Vec<Answer> = events.into_iter().map(collect).collect();
+    assert!(answers.iter().all(|answer| answer.tokens == [11, 12, 13]));
+    let reused: Vec<usize> = answers.iter().map(|answer| ended(answer).reused).collect();
+    assert_eq!(reused, [0, 43, 43, 43, 43, 43, 43, 43]);
+    // All of it by one, and one token by each of the others, whose logits are their own.
+    let sizes = sizes.lock().unwrap().clone();
+    assert_eq!(sizes[..2], [[24], [20]], "the others wait");
+    assert_eq!(sizes[2], [1; 8], "and go on together");
+    settled(&engine);
+    assert_eq!(engine.reused_tokens(), 7 * 43);
+}
+
+#[test]
+fn who_waits_for_a_reader_that_goes_away_reads_itself() {
+    for prefix_tokens in [Some(SHARED), None] {
+        let options = Options { prefill_chunk: 16, prefix_tokens, ..Options::default() };
+        let (engine, sizes) = engine(20, options);
+        let prompt: Vec<u32> = (0..400).map(|i| i % 11).collect();
+        let reader = generate(&engine, &prompt, 2, &[]);
+        while sizes.lock().unwrap().len() < 3 {
+            std::thread::yield_now();
+        }
+        let waiting = [generate(&engine, &prompt, 2, &[]), generate(&engine, &prompt, 2, &[])];
+        while engine.running() < 3 {
+            std::thread::yield_now();
+        }
+        drop(reader);
+        for answer in waiting.map(collect) {
+            assert_eq!(answer.tokens, [400 % 11, 400 % 11 + 1].map(|token| token as u32));
+            // Of what was read before it went away, as much as may be kept; the second one waits for the first one again.
+            assert!(ended(&answer).reused >= SHARED, "{:?}", ended(&answer));
+        }
+    }
+}
+
+/// Tokens that are kept in one of the tests.
+const SHARED: usize = 20;
+
+#[test]
+fn nothing_is_shared_where_that_is_off_nor_with_comparisons() {
+    let (engine, sizes) = engine(2, Options { prefix_tokens: Some(0), ..Options::default() });
+    let prompt: Vec<u32> = (0..44).map(|i| i % 11).collect();
+    let answers = [(); 3].map(|()| generate(&engine, &prompt, 1, &[])).map(collect);
+    assert!(answers.iter().all(|answer| ended(answer).reused == 0));
+    assert_eq!(sizes.lock().unwrap().iter().flatten().sum::<usize>(), 3 * 44);
+    let (engine, _) = self::engine(2, Options::default());
+    let live = generate(&engine, &prompt, 30, &[]);
+    let (job, events) = Job::new(Class::Internal, prompt.clone(), Work::greedy(1, Vec::new()), Instant::now());
+    engine.submit(job).unwrap();
+    assert_eq!(ended(&collect(events)).reused, 0);
+    drop(live);
+}
+
+#[test]
+fn a_broken_reader_leaves_nothing_to_those_who_wait_for_it() {
+    let (engine, _) = engine(3, Options { prefill_chunk: 32, ..Options::default() });
+    let good: Vec<u32> = (0..60).map(|i| i % 11).collect();
+    let mut bad = good.clone();
+    bad.push(REFUSED);
+    let broken = generate(&engine, &bad, 2, &[]);
+    let waiting = generate(&engine, &good, 2, &[]);
+    assert!(collect(broken).end.unwrap().is_err());
+    assert_eq!(collect(waiting).tokens, [60 % 11, 60 % 11 + 1].map(|token| token as u32));
+}
+
+#[test]
+fn without_a_budget_a_prompt_beside_an_answer_is_read_in_the_smallest_chunks() {
+    let (engine, sizes) = engine(30, Options { prefill_budget: Duration::ZERO, ..Options::default() });
+    let long: Vec<u32> = (0..100).map(|i| i % 11).collect();
+    collect(generate(&engine, &long, 1, &[]));
+    let decoding = generate(&engine, &[0; 40], 200, &[]);
+    while sizes.lock().unwrap().len() < 3 {
+        std::thread::yield_now();
+    }
+    let other: Vec<u32> = (0..100).map(|i| 10 - i % 11).collect();
+    collect(generate(&engine, &other, 1, &[]));
+    drop(decoding);
+    let sizes = sizes.lock().unwrap();
+    assert_eq!(sizes[0], [100], "nobody waits beside the first one");
+    let beside: Vec<usize> = sizes.iter().filter(|pass| pass.len() == 2).map(|pass| pass[1]).collect();
+    assert!(beside.iter().all(|count| *count <= 16), "{sizes:?}");
+    assert!(!beside.is_empty(), "{sizes:?}");
 }

@@ -16,6 +16,8 @@ const TEMPLATE_FUEL: u64 = 10_000_000;
 /// Tokens that a stream holds back while they decode to an incomplete character; a character has at most four bytes,
 /// and a byte-level token at least one.
 const HELD_BACK: usize = 8;
+/// Tokens of a prompt that are decoded with the first ones of its answer, as many as in vLLM.
+const BEFORE: usize = 6;
 const TEMPLATE: &str = "chat";
 
 /// Tokenizer and chat template. Cheap to clone; safe to share between threads.
@@ -133,7 +135,28 @@ impl Text {
 
     /// A decoder for one generation that never cuts a character in two.
     pub fn stream(&self) -> TextStream {
-        TextStream { tokenizer: Arc::clone(&self.tokenizer), ids: Vec::new(), context: 0, sent: 0 }
+        self.stream_after(&[], false)
+    }
+
+    /// The same for what follows `prompt`, whose last tokens decide how the first one is written: some decoders take the
+    /// space from the beginning of a text. With `special`, special tokens are written out.
+    pub fn stream_after(&self, prompt: &[u32], special: bool) -> TextStream {
+        let ids = prompt[prompt.len().saturating_sub(BEFORE)..].to_vec();
+        TextStream { tokenizer: Arc::clone(&self.tokenizer), special, context: 0, sent: ids.len(), ids }
+    }
+
+    /// Bytes of a token by itself, also where they are a part of a character; `None` where the tokenizer does not say them.
+    pub(crate) fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let text = self.decode_all(&[id]).ok()?;
+        if !text.contains(char::REPLACEMENT_CHARACTER) {
+            return Some(text.into_bytes());
+        }
+        let token = self.tokenizer.id_to_token(id)?;
+        let named = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        if let Some(byte) = named.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            return Some(vec![byte]);
+        }
+        token.chars().map(byte_of).collect()
     }
 
     /// Whether the model has a chat template.
@@ -176,6 +199,8 @@ impl Text {
 #[derive(Clone)]
 pub struct TextStream {
     tokenizer: Arc<Tokenizer>,
+    /// Special tokens are written out.
+    special: bool,
     ids: Vec<u32>,
     /// `ids[context..sent]` were sent and are decoded again with what follows, because a token's text can depend on
     /// the token before it (leading spaces).
@@ -196,9 +221,13 @@ impl TextStream {
         self.take(true)
     }
 
+    fn decode(&self, ids: std::ops::Range<usize>) -> Result<String, TextError> {
+        self.tokenizer.decode(&self.ids[ids], !self.special).map_err(TextError::Tokenizer)
+    }
+
     fn take(&mut self, all: bool) -> Result<Option<String>, TextError> {
-        let before = self.tokenizer.decode(&self.ids[self.context..self.sent], true).map_err(TextError::Tokenizer)?;
-        let after = self.tokenizer.decode(&self.ids[self.context..], true).map_err(TextError::Tokenizer)?;
+        let before = self.decode(self.context..self.sent)?;
+        let after = self.decode(self.context..self.ids.len())?;
         let Some(new) = after.strip_prefix(before.as_str()) else {
             // A decoder that rewrites what was sent can only go on from here.
             self.context = self.sent;
@@ -218,10 +247,21 @@ impl TextStream {
     }
 
     fn restart(&mut self) -> Result<Option<String>, TextError> {
-        let text = self.tokenizer.decode(&self.ids[self.sent..], true).map_err(TextError::Tokenizer)?;
+        let text = self.decode(self.sent..self.ids.len())?;
         self.context = self.ids.len();
         self.sent = self.ids.len();
         Ok(Some(text).filter(|text| !text.is_empty()))
+    }
+}
+
+/// The byte that a character of a byte-level vocabulary stands for: printable ones for themselves, the others by their
+/// order from U+0100 on.
+fn byte_of(character: char) -> Option<u8> {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let code = u32::from(character);
+    match u8::try_from(code) {
+        Ok(byte) => Some(byte).filter(printable),
+        Err(_) => (0..=u8::MAX).filter(|byte| !printable(byte)).nth(code as usize - 256),
     }
 }
 
@@ -377,6 +417,53 @@ mod tests {
         let pieces: Vec<String> = (0..100).filter_map(|_| stream.push(crab[1]).unwrap()).collect();
         assert!(pieces.len() >= 100 / HELD_BACK, "what is held back is bounded");
         assert_eq!(pieces.concat().chars().count() + stream.finish().unwrap().map_or(0, |s| s.chars().count()), 100);
+    }
+
+    #[test]
+    fn parts_of_characters_have_their_bytes() {
+        let text = Text::load(folder().path()).unwrap();
+        for sample in ["a ", "ü", "🦀", "\u{0}\u{7f}\u{ad}\n"] {
+            let bytes = text.encode_chat(sample).unwrap().into_iter().map(|id| text.bytes(id).unwrap());
+            assert_eq!(bytes.collect::<Vec<_>>().concat(), sample.as_bytes());
+        }
+        assert_eq!(text.bytes(256).unwrap(), b"<s>");
+        assert_eq!(text.bytes(999), Some(Vec::new()), "what is no token has no text");
+    }
+
+    /// A tokenizer whose decoder writes `▁` as a space and drops that of the beginning, as Llama 2's does.
+    fn sentences() -> Text {
+        let dir = folder();
+        let path = dir.path().join("tokenizer.json");
+        let mut tokenizer: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        tokenizer["pre_tokenizer"] = json!(null);
+        tokenizer["post_processor"] = json!(null);
+        tokenizer["decoder"] = json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]});
+        tokenizer["model"] = json!({"type": "BPE", "merges": [], "vocab": {
+            "▁one": 0, "▁two": 1, "s": 2, "<0xC3>": 3, "<0xBC>": 4, "<s>": 256, "</s>": 257,
+        }});
+        fs::write(&path, tokenizer.to_string()).unwrap();
+        Text::load(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn an_answer_keeps_the_space_before_its_first_word() {
+        let text = sentences();
+        let said = |mut stream: TextStream, ids: &[u32]| {
+            let mut pieces: Vec<String> = ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
+            pieces.extend(stream.finish().unwrap());
+            pieces
+        };
+        assert_eq!(said(text.stream_after(&[0], false), &[1, 2, 0]), [" two", "s", " one"]);
+        assert_eq!(said(text.stream_after(&[0; 20], false), &[1]), [" two"]);
+        assert_eq!(said(text.stream(), &[1, 0]), ["two", " one"], "the beginning of a text has none");
+        assert_eq!(said(text.stream_after(&[0, 257], true), &[1, 257]), [" two", "</s>"]);
+        assert_eq!(said(text.stream_after(&[0], false), &[257, 3, 4]), ["ü"]);
+        assert_eq!(text.bytes(3), Some(vec![0xc3]));
     }
 
     #[test]

@@ -3,12 +3,10 @@
 use super::account::ErrorClass;
 use crate::engine::{Failure, Refused};
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-
-/// Seconds after which a refused client may try again: a few answers' time.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+use std::time::Duration;
 
 /// An error of the public port, in OpenAI's form.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,17 +16,25 @@ pub(crate) struct ApiError {
     code: &'static str,
     param: Option<&'static str>,
     message: String,
+    /// Seconds after which a refused client may try again.
+    retry_after: u64,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, code, param: None, message: message.into() }
+        Self { status, kind, code, param: None, message: message.into(), retry_after: 1 }
     }
 
     /// 400 for a field that breaks a rule.
     pub(crate) fn invalid(param: &'static str, message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_value", message);
         Self { param: Some(param), ..error }
+    }
+
+    /// 400 for a value of another type than the field's; without a field, for a body that is no object.
+    pub(crate) fn wrong_type(param: Option<&'static str>, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_type", message);
+        Self { param, ..error }
     }
 
     /// 400 for a field whose feature this server does not have.
@@ -42,7 +48,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "context_length_exceeded", message)
     }
 
-    /// 400 for a body that is not the JSON it should be.
+    /// 400 for a body that is not JSON.
     pub(crate) fn malformed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_json", message)
     }
@@ -72,18 +78,16 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", code, message)
     }
 
-    /// What a job that was not taken is answered, and how it counts.
-    pub(crate) fn refused(refused: Refused) -> (Self, ErrorClass) {
+    /// What a job that was not taken is answered, and how it counts; `gap` is how soon a slot becomes free.
+    pub(crate) fn refused(refused: Refused, gap: Duration) -> (Self, ErrorClass) {
         match refused {
-            Refused::Full => (
-                Self::new(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "rate_limit_error",
-                    "queue_full",
-                    "as many requests wait as this server lets wait; try again after a moment",
-                ),
-                ErrorClass::Overloaded,
-            ),
+            Refused::Full => {
+                let message =
+                    "as many requests wait as this server lets wait; try again after the time of `Retry-After`";
+                let full = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
+                let retry_after = gap.as_secs_f64().ceil().max(1.0) as u64;
+                (Self { retry_after, ..full }, ErrorClass::Overloaded)
+            }
             // Only background work is told so, and no user's request is that.
             Refused::Busy => (Self::unavailable("the engine has other work to do"), ErrorClass::Server),
             Refused::Stopped => (Self::unavailable("the engine has stopped"), ErrorClass::Server),
@@ -120,10 +124,22 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.object())).into_response();
         if self.status == StatusCode::TOO_MANY_REQUESTS || self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+            response.headers_mut().insert(header::RETRY_AFTER, self.retry_after.into());
         }
         response
     }
+}
+
+/// An error's text and those of its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }
 
 /// An error of the internal port: `{"error": {"code", "message"}}` and fields that go with the code.
@@ -159,5 +175,19 @@ impl IntoResponse for InternalError {
             error["running"] = Value::String(running);
         }
         (self.status, Json(json!({"error": error}))).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_client_is_told_when_a_slot_becomes_free() {
+        for (gap, told) in [(0, "1"), (300, "1"), (1001, "2"), (42_000, "42")] {
+            let (error, class) = ApiError::refused(Refused::Full, Duration::from_millis(gap));
+            assert_eq!(class, ErrorClass::Overloaded);
+            assert_eq!(error.into_response().headers()[header::RETRY_AFTER], told);
+        }
     }
 }

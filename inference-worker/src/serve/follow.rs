@@ -3,6 +3,7 @@
 
 use super::account::{ErrorClass, Ticket};
 use super::error::ApiError;
+use super::openai::Stopping;
 use super::stops::Stops;
 use crate::engine::{Event, Finish, Likelihood};
 use crate::model::TextStream;
@@ -18,6 +19,8 @@ pub(crate) const OPENING: usize = 8;
 /// The choices of one request as they come.
 pub(crate) struct Answer {
     choices: Vec<Choice>,
+    /// Choices of each prompt.
+    each: usize,
     /// Which choice is looked at first, so that none starves.
     turn: usize,
     time: Time,
@@ -29,7 +32,6 @@ pub(crate) struct Answer {
     /// How and when all choices ended.
     over: Option<(Finish, Instant)>,
     spoke: Option<Instant>,
-    reused: usize,
 }
 
 /// How long an answer may take.
@@ -83,7 +85,11 @@ struct Choice {
     events: UnboundedReceiver<Event>,
     decoder: TextStream,
     stops: Stops,
+    /// Tokens in which no stop string is looked for.
+    min_tokens: usize,
     tokens: usize,
+    /// Tokens of the prompt that were not read for this choice.
+    reused: usize,
     said: Vec<Said>,
     /// See [`Answer::opening`].
     opening: Vec<f32>,
@@ -91,25 +97,28 @@ struct Choice {
 }
 
 impl Answer {
-    /// Follows one choice per receiver.
+    /// Follows one choice per receiver, `each` of them for each prompt; each with what decodes it.
     pub(crate) fn new(
-        events: Vec<UnboundedReceiver<Event>>,
+        events: Vec<(UnboundedReceiver<Event>, TextStream)>,
+        each: usize,
         time: Time,
-        decoder: &TextStream,
-        stops: &[String],
+        stops: &Stopping,
         ticket: Ticket,
     ) -> Self {
-        let choice = |events| Choice {
+        let choice = |(events, decoder)| Choice {
             events,
-            decoder: decoder.clone(),
-            stops: Stops::new(stops.to_vec()),
+            decoder,
+            stops: Stops::new(stops.strings.clone(), stops.include),
+            min_tokens: stops.min_tokens,
             tokens: 0,
+            reused: 0,
             said: Vec::new(),
             opening: Vec::new(),
             finish: None,
         };
         Self {
             choices: events.into_iter().map(choice).collect(),
+            each,
             turn: 0,
             time,
             ready: VecDeque::new(),
@@ -117,7 +126,6 @@ impl Answer {
             begun: false,
             over: None,
             spoke: None,
-            reused: 0,
         }
     }
 
@@ -237,7 +245,8 @@ impl Answer {
                     if at == 0 { ticket.token(id, when) } else { ticket.another() }
                 }
                 if let Some(text) = choice.decoder.push(id).map_err(|_| undecodable())? {
-                    let text = choice.stops.push(&text);
+                    let looks = choice.tokens > choice.min_tokens;
+                    let text = if looks { choice.stops.push(&text) } else { text };
                     self.say(at, text);
                 }
                 if self.choices[at].stops.hit() {
@@ -252,7 +261,7 @@ impl Answer {
                 let finish = if choice.stops.hit() { Finish::Stop } else { ended.finish };
                 text.push_str(&choice.stops.rest());
                 self.say(at, text);
-                self.reused = self.reused.max(ended.reused);
+                self.choices[at].reused = ended.reused;
                 if at == 0
                     && let Some(ticket) = &self.ticket
                 {
@@ -293,7 +302,10 @@ impl Answer {
                 self.settle();
             }
             let generated = self.choices.iter().map(|choice| choice.tokens).sum();
-            self.ready.push_back(Piece::Done(Usage { generated, reused: self.reused }));
+            // A prompt counts once, however many choices it has, and so does what was not read of it.
+            let prompts = self.choices.chunks(self.each.max(1));
+            let reused = prompts.filter_map(|choices| choices.iter().map(|choice| choice.reused).max()).sum();
+            self.ready.push_back(Piece::Done(Usage { generated, reused }));
         }
     }
 

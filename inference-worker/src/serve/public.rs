@@ -11,7 +11,7 @@ use super::worker::{Loaded, NotReady, Worker};
 use super::{stream, tokens};
 use crate::engine::{Class, Grammar, Job, Sampling, Work};
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -39,6 +39,7 @@ pub fn router(worker: Arc<Worker>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
         .route(FEEDBACK_PATH, post(split::feedback))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
@@ -93,6 +94,7 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     };
     let mut time = time(headers, arrival, worker.settings.request_timeout)?;
     let ask = parse(worker, loaded, kind, body.clone()).await?;
+    fits(&ask, worker.settings.engine.queue)?;
     let grammar = grammar(worker, loaded, &ask).await?;
     let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream)?;
     if tiers.is_elsewhere() {
@@ -100,14 +102,14 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     }
     time.first = tiers.first_token();
     let mut ticket = worker.account.start(arrival);
-    ticket.set_prompt(ask.prompt.len());
+    ticket.set_prompt(ask.prompts.iter().map(Vec::len).sum());
     if tiers.may_hand_on() {
         ticket.defer();
     }
     let stream = ask.stream;
     let mut reply = Reply::new(worker, &ask, &loaded.text);
     let id = headers.get(ID_HEADER).map_or(reply.id().as_bytes(), HeaderValue::as_bytes);
-    let chosen = loaded.shadow.choose(id, &ask.prompt);
+    let chosen = loaded.shadow.choose(id, &ask.prompts[0]);
     let mut answer = match submit(loaded, ask, grammar, ticket, time, tiers.doubts()) {
         Ok(answer) => {
             if let Some(chosen) = chosen {
@@ -257,6 +259,19 @@ async fn grammar(worker: &Arc<Worker>, loaded: &Loaded, ask: &Ask) -> Result<Opt
     compiled.map(Some).map_err(|error| ApiError::invalid("response_format", error.to_string()))
 }
 
+/// What can never be queued is not worth trying again.
+fn fits(ask: &Ask, queue: usize) -> Result<(), ApiError> {
+    let (prompts, n) = (ask.prompts.len(), ask.choices);
+    if prompts * n <= queue {
+        return Ok(());
+    }
+    let param = if prompts > 1 { "prompt" } else { "n" };
+    let message = format!(
+        "`n` is {n} for each of {prompts} prompts, and the queue (--queue) has {queue} places; ask for at most {queue} answers at once"
+    );
+    Err(ApiError::invalid(param, message))
+}
+
 /// A job that was not taken, or whose answer failed.
 pub(super) struct Refusal {
     pub(super) error: ApiError,
@@ -271,38 +286,52 @@ fn submit(
     time: Time,
     doubts: bool,
 ) -> Result<Answer, Box<(Ticket, Refusal)>> {
-    let Ask { prompt, max_tokens, sampling, stops, stop_ids, ignore_eos, choices, likelihood, .. } = ask;
-    let likelihood = likelihood.or(doubts.then_some(0));
-    let mut stop = if ignore_eos { Vec::new() } else { loaded.identity.eos.clone() };
-    stop.extend(stop_ids);
-    let mut events = Vec::with_capacity(choices);
-    for choice in 0..choices as u64 {
+    let Ask { prompts, max_tokens, sampling, processors, stops, special, choices, .. } = ask;
+    let likelihood = ask.likelihood.or(doubts.then_some(0));
+    let mut stop = if stops.ignore_eos { Vec::new() } else { loaded.identity.eos.clone() };
+    stop.extend(&stops.ids);
+    let all = prompts.len() * choices;
+    let (mut jobs, mut events) = (Vec::with_capacity(all), Vec::with_capacity(all));
+    for choice in 0..all {
+        let prompt = &prompts[choice / choices];
         // Choices of one seed differ, and each repeats.
-        let seed = sampling.seed.map(|seed| seed.wrapping_add(choice));
+        let seed = sampling.seed.map(|seed| seed.wrapping_add((choice % choices) as u64));
         // A copy costs as much as the grammar has states; the last choice needs none.
-        let grammar = if choice + 1 == choices as u64 { grammar.take() } else { grammar.clone() };
+        let grammar = if choice + 1 == all { grammar.take() } else { grammar.clone() };
         let (sampling, grammar) = (Sampling { seed, ..sampling }, grammar.map(Box::new));
-        let work = Work::Generate { max_tokens, sampling, stop: stop.clone(), likelihood, grammar };
+        let (stop, processors) = (stop.clone(), processors.clone().map(Box::new));
+        let work = Work::Generate { max_tokens, sampling, stop, likelihood, grammar, processors };
         let (job, receiver) = Job::new(Class::Live, prompt.clone(), work, time.arrival);
-        if let Err(refused) = loaded.engine.submit(job) {
-            let (error, class) = ApiError::refused(refused);
-            return Err(Box::new((ticket, Refusal { error, class })));
-        }
-        events.push(receiver);
+        jobs.push(job);
+        events.push((receiver, loaded.text.stream_after(prompt, special)));
     }
-    Ok(Answer::new(events, time, &loaded.text.stream(), &stops, ticket))
+    if let Err(refused) = loaded.engine.submit_all(jobs) {
+        let (error, class) = ApiError::refused(refused, loaded.engine.slot_gap());
+        return Err(Box::new((ticket, Refusal { error, class })));
+    }
+    Ok(Answer::new(events, choices, time, &stops, ticket))
 }
 
 async fn models(State(worker): State<Arc<Worker>>) -> Json<Value> {
-    let context = worker.loaded().map(|loaded| loaded.identity.context);
-    let model = json!({
+    Json(json!({"object": "list", "data": [card(&worker)]}))
+}
+
+async fn model(State(worker): State<Arc<Worker>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    if id == worker.model_name {
+        return Ok(Json(card(&worker)));
+    }
+    let message = format!("there is no such model here; ask for `{}`", worker.model_name);
+    Err(ApiError::http(StatusCode::NOT_FOUND, "model_not_found", message))
+}
+
+fn card(worker: &Worker) -> Value {
+    json!({
         "id": worker.model_name,
         "object": "model",
         "created": 0,
         "owned_by": "bitnet-rollouts",
-        "max_model_len": context,
-    });
-    Json(json!({"object": "list", "data": [model]}))
+        "max_model_len": worker.loaded().map(|loaded| loaded.identity.context),
+    })
 }
 
 async fn livez(State(worker): State<Arc<Worker>>) -> Response {

@@ -24,6 +24,8 @@ pub(super) struct Reply {
 /// What a choice has shown.
 #[derive(Clone, Default)]
 struct Written {
+    /// What comes before the answer, until it has come.
+    echo: String,
     text: String,
     /// Characters of the tokens reported so far.
     offset: usize,
@@ -33,17 +35,22 @@ struct Written {
 
 impl Reply {
     pub(super) fn new(worker: &Worker, ask: &Ask, text: &Text) -> Self {
+        let choices = (0..ask.prompts.len() * ask.choices).map(|choice| Written {
+            echo: ask.echo.get(choice / ask.choices).cloned().unwrap_or_default(),
+            ..Written::default()
+        });
+        let choices = choices.collect();
         let prefix = if ask.kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         Self {
             id: worker.answer_id(prefix),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             model: worker.model_name.clone(),
             kind: ask.kind,
-            prompt_tokens: ask.prompt.len(),
+            prompt_tokens: ask.prompts.iter().map(Vec::len).sum(),
             include_usage: ask.include_usage,
             likelihoods: ask.likelihood.is_some(),
             text: text.clone(),
-            choices: vec![Written::default(); ask.choices],
+            choices,
         }
     }
 
@@ -61,6 +68,7 @@ impl Reply {
     pub(super) fn write(&mut self, choice: usize, text: &str, said: &[Said], finish: Option<Finish>) {
         let new = self.likelihoods.then(|| self.logprobs(choice, said));
         let written = &mut self.choices[choice];
+        written.text.push_str(&std::mem::take(&mut written.echo));
         written.text.push_str(text);
         written.finish = finish;
         match (&mut written.logprobs, new) {
@@ -102,6 +110,8 @@ impl Reply {
     /// A chunk of text; with `finish`, the last one of its choice.
     pub(super) fn text_chunk(&mut self, choice: usize, text: &str, said: &[Said], finish: Option<Finish>) -> Value {
         let logprobs = (self.likelihoods && !said.is_empty()).then(|| self.logprobs(choice, said));
+        let echoed = std::mem::take(&mut self.choices[choice].echo) + text;
+        let text = echoed.as_str();
         let delta = if text.is_empty() { json!({}) } else { json!({"content": text}) };
         self.chunk(choice, &delta, text, logprobs.as_ref(), finish)
     }
@@ -169,11 +179,8 @@ impl Reply {
         entry
     }
 
-    /// A token that is a part of a character only has no bytes here: its text would be that of another token.
     fn token(&self, id: u32, log: f32) -> Value {
-        let text = self.spelled(id);
-        let bytes = (!text.contains(char::REPLACEMENT_CHARACTER)).then(|| text.as_bytes().to_vec());
-        json!({"token": text, "logprob": log, "bytes": bytes})
+        json!({"token": self.spelled(id), "logprob": log, "bytes": self.text.bytes(id)})
     }
 
     fn columns(&mut self, choice: usize, said: &[Said]) -> Value {
@@ -185,7 +192,8 @@ impl Reply {
             offset += text.chars().count();
             tokens.push(text);
             logs.push(said.likelihood.chosen);
-            let mut top = Map::new();
+            // The token that was taken is always among them, as at OpenAI and vLLM.
+            let mut top = Map::from_iter([(self.spelled(said.id), json!(said.likelihood.chosen))]);
             for (id, log) in &said.likelihood.top {
                 // Parts of characters are spelled alike: the likeliest of them has the entry.
                 top.entry(self.spelled(*id)).or_insert(json!(log));

@@ -5,11 +5,13 @@ pub(super) struct Stops {
     strings: Vec<String>,
     held: String,
     hit: bool,
+    /// The string that ended the answer is shown.
+    include: bool,
 }
 
 impl Stops {
-    pub(super) fn new(stops: Vec<String>) -> Self {
-        Self { strings: stops, held: String::new(), hit: false }
+    pub(super) fn new(strings: Vec<String>, include: bool) -> Self {
+        Self { strings, held: String::new(), hit: false, include }
     }
 
     /// Text that can be shown now: everything before a stop string, or all but an end that may begin one.
@@ -18,10 +20,11 @@ impl Stops {
             return String::new();
         }
         self.held.push_str(text);
-        let found = self.strings.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        let cut = if let Some(at) = found {
+        // The first one to begin; of those that begin together the first one to end.
+        let found = self.strings.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop.len()))).min();
+        let cut = if let Some((at, len)) = found {
             self.hit = true;
-            at
+            if self.include { at + len } else { at }
         } else {
             let open = |at: &usize| {
                 let end = &self.held[*at..];
@@ -53,7 +56,7 @@ mod tests {
     use super::*;
 
     fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
-        let mut finder = Stops::new(stops.iter().map(|&s| s.to_owned()).collect());
+        let mut finder = Stops::new(stops.iter().map(|&s| s.to_owned()).collect(), false);
         let shown = pieces.iter().map(|piece| finder.push(piece)).collect();
         (shown, finder.rest(), finder.hit)
     }
@@ -80,5 +83,12 @@ mod tests {
     fn the_earliest_of_several_stops_counts() {
         let (shown, _, hit) = run(&["b", "ab"], &["xxabyy"]);
         assert_eq!((shown, hit), (vec!["xx".into()], true));
+    }
+
+    #[test]
+    fn a_stop_is_shown_where_that_is_asked_for_and_nothing_after_it() {
+        let mut finder = Stops::new(vec!["END".into(), "ENDED".into()], true);
+        assert_eq!([finder.push("one EN"), finder.push("DED two")], ["one ", "END"]);
+        assert!(finder.hit() && finder.rest().is_empty());
     }
 }

@@ -3,6 +3,7 @@
 use super::account::Account;
 use super::confidence::{Confidence, ConfidenceError};
 use super::continuations::Continuations;
+use super::defaults::{Defaults, DefaultsError, GenerationConfig};
 use super::metrics::{Build, Metrics, Names};
 use super::openai::Limits;
 use super::split;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub device: Device,
     /// Keys and values on a GPU.
     pub gpu_kv: GpuKv,
+    /// How tokens are drawn where a request does not say.
+    pub generation_config: GenerationConfig,
     /// Time from a request's arrival to the end of its answer.
     pub request_timeout: Duration,
     /// Time from the first byte of a request to the end of its head.
@@ -87,6 +90,7 @@ impl Settings {
             weights_cache: None,
             device: Device::Cpu,
             gpu_kv: GpuKv::default(),
+            generation_config: GenerationConfig::default(),
             request_timeout: Duration::from_mins(1),
             head_time: Duration::from_secs(10),
             metric_names: Names::default(),
@@ -140,6 +144,9 @@ pub enum StartError {
     /// The next tier is to take over where this model is not sure, and nothing says how sure it is.
     #[error("--min-confidence needs a calibration of the model")]
     Confidence(#[source] ConfidenceError),
+    /// The model's own way of drawing tokens cannot be read.
+    #[error("GenerationConfig")]
+    GenerationConfig(#[source] DefaultsError),
     /// The engine could not do a first forward pass.
     #[error("ModelInvalid: the first forward pass failed")]
     WarmUp(#[source] AskError),
@@ -152,6 +159,7 @@ pub(crate) struct Loaded {
     /// What answers may be asked to look like.
     pub(crate) grammars: Arc<Grammars>,
     pub(crate) identity: Identity,
+    defaults: Defaults,
     pub(crate) comparer: Arc<Comparer>,
     pub(crate) shadow: Arc<Shadow>,
     pub(crate) continuations: Continuations,
@@ -163,7 +171,8 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     pub(crate) fn limits(&self) -> Limits {
-        Limits { vocabulary: self.identity.vocabulary as usize, context: self.identity.context as usize }
+        let Identity { vocabulary, context, .. } = self.identity;
+        Limits { vocabulary: vocabulary as usize, context: context as usize, defaults: self.defaults }
     }
 }
 
@@ -278,14 +287,14 @@ impl Worker {
                 tracing::info!(total = plan.total(), budget = memory_budget, %plan, "memory in bytes at most");
                 self.account.metrics().set_plan(&plan.parts());
                 model.set_kv_bits(plan.kv_bits);
-                Ok(engine::Options { max_batch: plan.sequences, ..engine })
+                Ok(engine::Options { max_batch: plan.sequences, prefix_tokens: Some(plan.kept_tokens), ..engine })
             }
             #[cfg(feature = "cuda")]
             Runner::Cuda(model) => {
                 let plan = model.plan(&engine).map_err(|error| StartError::Device(DeviceError::Cuda(error)))?;
                 let plan = plan.map_err(StartError::DeviceMemory)?;
                 tracing::info!(%plan, "device memory in bytes at most");
-                Ok(engine::Options { max_batch: plan.sequences, ..engine })
+                Ok(engine::Options { max_batch: plan.sequences, prefix_tokens: Some(plan.kept_tokens), ..engine })
             }
         }
     }
@@ -329,11 +338,14 @@ impl Worker {
         let confidence = confidence.map_err(StartError::Confidence)?;
         let upstream = upstream.map(Upstream::new).transpose().map_err(StartError::Peers)?;
         let grammars = Arc::new(Grammars::new(text.clone(), vocabulary, eos));
+        let defaults = Defaults::load(self.settings.generation_config, &self.settings.model);
+        let defaults = defaults.map_err(StartError::GenerationConfig)?;
         self.loaded.get_or_init(|| Loaded {
             engine,
             text,
             grammars,
             identity,
+            defaults,
             comparer: Arc::new(comparer),
             shadow,
             continuations: Continuations::default(),
