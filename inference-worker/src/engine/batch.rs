@@ -61,6 +61,7 @@ pub(super) struct Batch<N: Network> {
 pub(super) struct Seen {
     pub(super) passes: u64,
     pub(super) reused: u64,
+    pub(super) looked_up: u64,
     pub(super) non_finite: u64,
 }
 
@@ -123,8 +124,9 @@ impl<N: Network> Batch<N> {
         let spoke = job.arrival;
         let capacity = prompt + room;
         // Only users share: what a comparison times must not depend on what was asked before.
-        let shares = is_live(&job) && matches!(job.work, Work::Generate { .. });
+        let shares = self.prefixes.is_on() && is_live(&job) && matches!(job.work, Work::Generate { .. });
         let known = if shares { self.prefixes.find(&job.prompt) } else { None };
+        self.seen.looked_up += if shares { job.prompt.len() as u64 } else { 0 };
         let (cache, reused) = match known {
             Some((cache, len)) => (self.network.fork(cache, len, capacity), len),
             None => (self.network.new_cache(capacity), 0),
@@ -322,7 +324,8 @@ impl<C> Sequence<C> {
                         self.generated += 1;
                         self.said.push(token);
                         self.spoke = Instant::now();
-                        self.send(Event::Token { id: token, at: self.spoke, likelihood });
+                        let queued = self.queued.unwrap_or_default();
+                        self.send(Event::Token { id: token, at: self.spoke, queued, likelihood });
                         if complete {
                             self.end(if step == Step::Last { Finish::Stop } else { Finish::Length });
                         }

@@ -77,6 +77,7 @@ struct Shared {
     running: AtomicUsize,
     cached_tokens: AtomicUsize,
     reused_tokens: AtomicU64,
+    looked_up_tokens: AtomicU64,
     non_finite: AtomicU64,
     passes: AtomicU64,
     bytes_per_pass: usize,
@@ -99,6 +100,7 @@ impl Engine {
             running: AtomicUsize::new(0),
             cached_tokens: AtomicUsize::new(0),
             reused_tokens: AtomicU64::new(0),
+            looked_up_tokens: AtomicU64::new(0),
             non_finite: AtomicU64::new(0),
             passes: AtomicU64::new(0),
             bytes_per_pass: network.bytes_per_pass(),
@@ -168,6 +170,11 @@ impl Engine {
         self.shared.queue.len()
     }
 
+    /// Users' requests that wait for one.
+    pub fn waiting_users(&self) -> usize {
+        self.shared.queue.live()
+    }
+
     /// Tokens whose keys and values are held for jobs with a slot.
     pub fn cached_tokens(&self) -> usize {
         self.shared.cached_tokens.load(Ordering::Relaxed)
@@ -176,6 +183,11 @@ impl Engine {
     /// Prompt tokens that were not read again because an earlier request began alike.
     pub fn reused_tokens(&self) -> u64 {
         self.shared.reused_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Prompt tokens that were looked up among those of earlier requests.
+    pub fn looked_up_tokens(&self) -> u64 {
+        self.shared.looked_up_tokens.load(Ordering::Relaxed)
     }
 
     /// Logits that were not finite, in rows that a next token was to be chosen from.
@@ -231,9 +243,10 @@ fn run<N: Network>(network: N, options: Options, shared: &Shared) {
         shared.pass_started.store(0, Ordering::Release);
         time.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
         shared.cached_tokens.store(batch.cached_tokens(), Ordering::Relaxed);
-        let Seen { passes, reused, non_finite } = batch.seen();
+        let Seen { passes, reused, looked_up, non_finite } = batch.seen();
         shared.passes.store(passes, Ordering::Relaxed);
         shared.reused_tokens.store(reused, Ordering::Relaxed);
+        shared.looked_up_tokens.store(looked_up, Ordering::Relaxed);
         shared.non_finite.store(non_finite, Ordering::Relaxed);
         // Last: who sees a free slot sees the counts of what was in it.
         shared.running.store(batch.wanted(), Ordering::Release);

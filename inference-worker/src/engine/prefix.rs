@@ -22,6 +22,11 @@ impl<C> Prefixes<C> {
         Self { budget, kept: Vec::new(), clock: 0 }
     }
 
+    /// Whether anything may be kept.
+    pub(super) fn is_on(&self) -> bool {
+        self.budget > 0
+    }
+
     /// The cache that shares the longest beginning with `prompt`, and how many tokens of it. At least one token of the
     /// prompt is left to read, because its logits are wanted.
     pub(super) fn find(&mut self, prompt: &[u32]) -> Option<(&C, usize)> {

@@ -17,6 +17,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bitnet_api::exposition::Exposition;
 use bitnet_api::worker::{FEEDBACK_PATH, REVISION_HEADER};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -331,13 +332,14 @@ fn health(state: Result<(), NotReady>) -> Response {
     }
 }
 
-async fn metrics(State(worker): State<Arc<Worker>>) -> Response {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+async fn metrics(State(worker): State<Arc<Worker>>, headers: HeaderMap) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Exposition::asked(accept);
     let loaded = worker.loaded();
     let room = loaded.map_or(1, |l| l.identity.context as usize * worker.settings.engine.max_batch);
     let shadow = loaded.map(|l| l.shadow.report());
     match worker.account.metrics().render(loaded.map(|l| &l.engine), room, shadow.as_ref()) {
-        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], format.text(text)).into_response(),
         Err(_) => ApiError::internal("metrics_failed", "the metrics could not be written").into_response(),
     }
 }
