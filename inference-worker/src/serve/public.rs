@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 /// A client may ask for an answer within fewer milliseconds than this server allows.
 pub const TIME_HEADER: &str = "x-request-timeout-ms";
 /// A gateway's id of a request; its hash decides whether the prompt is shadowed. No other header plays a part in that.
-const ID_HEADER: &str = "x-request-id";
+pub(super) const ID_HEADER: &str = "x-request-id";
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
 /// A client must send its body within this time.
@@ -95,7 +95,7 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     let mut time = time(headers, arrival, worker.settings.request_timeout)?;
     let ask = parse(worker, loaded, kind, body.clone()).await?;
     let grammar = grammar(worker, loaded, &ask).await?;
-    let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream)?;
+    let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream, arrival)?;
     if tiers.is_elsewhere() {
         return tiers.asked_for().await;
     }
