@@ -3,13 +3,16 @@
 
 mod support;
 
+use inference_worker::model::digest;
 use inference_worker::serve::{CONFIDENCE_FILE, Confidence};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use support::tiny_model;
 
+/// The calibration, once it is held that the digest that was printed is the directory's.
 fn calibrate(model: &Path, baseline: &Path, probes: &Path) -> Result<Confidence, String> {
+    let before = digest(model).unwrap();
     let done = Command::new(env!("CARGO_BIN_EXE_inference-worker"))
         .args(["calibrate", "--model"])
         .arg(model)
@@ -22,6 +25,10 @@ fn calibrate(model: &Path, baseline: &Path, probes: &Path) -> Result<Confidence,
     if !done.status.success() {
         return Err(String::from_utf8_lossy(&done.stderr).into_owned());
     }
+    let after = digest(model).unwrap();
+    assert_ne!(before, after, "the calibration is part of the model");
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(said.contains(&format!("sha256:{after} now: package it")), "{said}");
     Ok(Confidence::load(model).unwrap())
 }
 

@@ -473,7 +473,7 @@ async fn models_health_and_metrics_say_what_serves() {
         assert_eq!(get(path).await.status(), 200);
     }
     let metrics = get("/metrics").await;
-    assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    assert_eq!(metrics.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     let metrics = text(metrics).await;
     for line in [
         "bitnet_time_to_first_token_seconds_count{model_name=\"chat\"} 1",
@@ -485,7 +485,11 @@ async fn models_health_and_metrics_say_what_serves() {
         "vllm:num_requests_waiting{model_name=\"chat\"} 0",
         "vllm:prompt_tokens_total{model_name=\"chat\"} 1",
         "bitnet_generation_tokens_total{model_name=\"chat\"} 3",
-        "# EOF",
+        "vllm:request_prefill_time_seconds_count{model_name=\"chat\"} 1",
+        "vllm:request_decode_time_seconds_count{model_name=\"chat\"} 1",
+        "vllm:prefix_cache_queries_total{model_name=\"chat\"} 1",
+        "vllm:prefix_cache_hits_total{model_name=\"chat\"} 0",
+        "vllm:num_preemptions_total{model_name=\"chat\"} 0",
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }

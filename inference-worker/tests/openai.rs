@@ -372,6 +372,9 @@ async fn a_beginning_that_was_read_before_is_not_read_again() {
     let metrics = text(ask(&fake.worker, get).await).await;
     let hits = format!("bitnet_prefix_cache_hit_tokens_total{{model_name=\"{}\"}} {}", name(&fake), system.len());
     assert!(metrics.contains(&hits), "{hits} is not in\n{metrics}");
+    let queries = format!("bitnet_prefix_cache_query_tokens_total{{model_name=\"{}\"}}", name(&fake));
+    let queries = format!("{queries} {}", 2 * (system.len() + 3));
+    assert!(metrics.contains(&queries), "{queries} is not in\n{metrics}");
     assert!(!metrics.contains("vllm:"), "names of others only on request");
 }
 

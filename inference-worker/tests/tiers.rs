@@ -9,7 +9,8 @@ use axum::response::Response;
 use bitnet_api::worker::REVISION_HEADER;
 use inference_worker::engine::Options;
 use inference_worker::serve::{
-    Balance, CONFIDENCE_FILE, FALLBACK_HEADER, HOPS_HEADER, Settings, TIER_HEADER, UpstreamSettings, public_router,
+    Balance, CONFIDENCE_FILE, FALLBACK_HEADER, HOPS_HEADER, Settings, TIER_HEADER, TIME_HEADER, UpstreamSettings,
+    public_router,
 };
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -293,6 +294,69 @@ async fn a_baseline_that_breaks_off_ends_a_stream_with_an_error_event() {
     let request = serving.await.unwrap();
     assert!(request.contains(&format!("{HOPS_HEADER}: 1")), "{request}");
     assert_eq!(counters(&fake).await.errors.fallback, 1);
+}
+
+#[tokio::test]
+async fn a_client_waits_no_longer_for_the_next_tier_than_it_said() {
+    let base = fake_with("baseline", "fp16", |_| (), |_| ()).await;
+    let running = Running::start(Arc::clone(&base.worker)).await;
+    let fake = candidate(|s| s.upstream = Some(upstream(&[running.public]))).await;
+    let endless = |stream| json!({"prompt": WAITS.to_string(), "max_tokens": 200, "stream": stream});
+    for time in ["1", "200"] {
+        let response = send(&fake, &endless(false), &[(TIER_HEADER, "fp16"), (TIME_HEADER, time)]).await;
+        assert_eq!(response.status(), 504, "{time}");
+        assert_eq!(object(response).await["error"]["code"], "deadline_exceeded");
+    }
+    assert!(handed_on(&fake, "asked", "late").await);
+    let response = send(&fake, &endless(true), &[(TIER_HEADER, "fp16"), (TIME_HEADER, "300")]).await;
+    assert_eq!(response.status(), 200, "it begins in time");
+    let said = text(response).await;
+    assert!(said.contains("deadline_exceeded") && !said.contains("[DONE]"), "{said}");
+    until("the slots are free", || base.engine.running() == 0).await;
+    assert_eq!(counters(&base).await.errors.total(), 0, "a client without patience is no error of the baseline");
+    let enough = send(&fake, &json!({"prompt": "x"}), &[(TIER_HEADER, "fp16"), (TIME_HEADER, "4000")]).await;
+    assert_eq!(enough.status(), 200);
+}
+
+#[tokio::test]
+async fn the_next_tier_learns_the_time_that_is_left_and_whose_request_it_is() {
+    let (heard, mut requests) = tokio::sync::mpsc::unbounded_channel();
+    let next = axum::Router::new().fallback(move |request: Request<Body>| {
+        heard.send(request.headers().clone()).unwrap();
+        async { "{}" }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, next).await });
+    let fake = candidate(|s| s.upstream = Some(upstream(&[address]))).await;
+    let trace = [("x-request-id", "r-1"), ("traceparent", "00-1-2-01"), ("tracestate", "a=b")];
+    let with_time = [trace.as_slice(), &[(TIME_HEADER, "3000"), ("authorization", "Bearer x")]].concat();
+    assert_eq!(send(&fake, &json!({"prompt": BREAKS.to_string()}), &with_time).await.status(), 200);
+    let headers = requests.recv().await.unwrap();
+    for (name, value) in trace {
+        assert_eq!(headers[name], value);
+    }
+    let left: u64 = headers[TIME_HEADER].to_str().unwrap().parse().unwrap();
+    assert!((1..3000).contains(&left), "{left}");
+    assert!(!headers.contains_key("authorization"), "what it need not know it is not told");
+    assert_eq!(send(&fake, &json!({"prompt": BREAKS.to_string()}), &[]).await.status(), 200);
+    let headers = requests.recv().await.unwrap();
+    assert!(!headers.contains_key(TIME_HEADER) && !headers.contains_key("x-request-id"), "{headers:?}");
+}
+
+#[tokio::test]
+async fn a_model_of_few_bits_is_a_tier_of_its_own() {
+    let (_base, running) = baseline().await;
+    for precision in ["int4", "int8"] {
+        let change = |s: &mut Settings| s.upstream = Some(upstream(&[running.public]));
+        let fake = fake_with("candidate", precision, change, |_| ()).await;
+        let body = json!({"prompt": "x"});
+        for headers in [&[][..], &[(TIER_HEADER, precision)]] {
+            assert_eq!(header(&send(&fake, &body, headers).await, TIER_HEADER), Some(precision));
+        }
+        let fp16 = send(&fake, &body, &[(TIER_HEADER, "fp16")]).await;
+        assert_eq!((header(&fp16, TIER_HEADER), header(&fp16, FALLBACK_HEADER)), (Some("fp16"), Some("asked")));
+    }
 }
 
 #[tokio::test]

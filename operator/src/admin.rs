@@ -1,7 +1,14 @@
 //! `/healthz`, `/readyz` and `/metrics`: read-only, no secrets, no objects' contents.
 
 use crate::{lease::Fence, metrics::Metrics};
-use axum::{Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use bitnet_api::exposition::Exposition;
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
@@ -67,14 +74,13 @@ pub fn health(readiness: Readiness, fence: Fence) -> Router {
     )
 }
 
-/// `/metrics` in the OpenMetrics text format.
+/// `/metrics` in the text format that the scraper asks for.
 pub fn metrics(metrics: Metrics) -> Router {
-    async fn text(State(metrics): State<Metrics>) -> impl IntoResponse {
+    async fn text(State(metrics): State<Metrics>, headers: HeaderMap) -> impl IntoResponse {
+        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let format = Exposition::asked(accept);
         match metrics.encode() {
-            Ok(text) => {
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
-            }
+            Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, format.content_type())], format.text(text)),
             Err(error) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], format!("{error}\n"))
             }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy knows tests by their attribute, not their helpers")]
 
+#[path = "../../inference-worker/tests/support/classic.rs"]
+mod classic;
 mod promql;
 
 use bitnet_operator::{
@@ -14,9 +16,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpListener,
     process::{Child, Command},
 };
@@ -125,7 +129,7 @@ async fn worker(http: &reqwest::Client, fails: bool) -> (Child, u16) {
         .arg("serve")
         .arg("--model")
         .arg(root().join("inference-worker/tests/fuzz/model"))
-        .args(["--bind", "127.0.0.1", "--revision", "chat-aaaaaaaaaa", "--log", "warn"])
+        .args(["--bind", "127.0.0.1", "--revision", "chat-aaaaaaaaaa", "--log", "warn", "--metrics-compat", "vllm"])
         .args(["--port", &port.to_string(), "--internal-port", &internal.to_string()])
         .args(if fails { &["--fallback", "127.0.0.1:1", "--first-token-timeout", "0ms"][..] } else { &[] })
         .kill_on_drop(true)
@@ -252,13 +256,32 @@ async fn faults(prometheus: &Prometheus, expressions: &[(String, String)]) -> BT
     faults
 }
 
+/// What `promtool check metrics` cannot read of a scrape. What it would name otherwise it says with another status.
+async fn parse_errors(text: &str) -> Option<String> {
+    const STYLE: i32 = 3;
+    let mut check = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|error| panic!("promtool ({error}): `apt-get install prometheus`"));
+    let mut input = check.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).await.unwrap();
+    drop(input);
+    let output = check.wait_with_output().await.unwrap();
+    let read = output.status.success() || output.status.code() == Some(STYLE);
+    (!read).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Prometheus and the worker's program: cargo verify brings them"]
 async fn what_dashboards_and_alerts_read_is_exported() {
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
     let (_good, good) = worker(&http, false).await;
     let (_bad, bad) = worker(&http, true).await;
-    let prometheus = Prometheus::start(&http, operator().await, [good, bad]).await;
+    let operator = operator().await;
+    let prometheus = Prometheus::start(&http, operator, [good, bad]).await;
 
     let all = expressions();
     assert!(all.len() > 50, "only {} expressions were found", all.len());
@@ -291,6 +314,13 @@ async fn what_dashboards_and_alerts_read_is_exported() {
         assert_eq!(rule["health"], "ok", "{rule}");
     }
 
+    // Who asks for no format gets the classic one, by the parser that the endpoint pickers of gateways have.
+    for port in [operator, good, bad] {
+        let text = http.get(format!("http://127.0.0.1:{port}/metrics")).send().await.unwrap().text().await.unwrap();
+        assert_eq!(parse_errors(&text).await, None, "{text}");
+    }
+    assert!(parse_errors("# TYPE a info\na_info 1\n").await.is_some(), "the check sees another format");
+
     // The check itself sees a misspelt metric and a broken expression.
     let wrong = [
         ("misspelt".to_owned(), "sum(rate(bitnet_requests_finnished_total[1m]))".to_owned()),
@@ -314,6 +344,25 @@ fn alerts_and_dashboards_read_metrics_that_the_operator_exports() {
             assert!(text.lines().any(sample), "{file} reads {name}, which the operator does not export:\n{text}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_operators_metrics_come_in_the_format_that_is_asked_for() {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://127.0.0.1:{}/metrics", operator().await);
+    let get = async |accept: &str| {
+        let answer = http.get(&url).header("accept", accept).send().await.unwrap();
+        let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+        (kind, answer.text().await.unwrap())
+    };
+    let (kind, text) = get("*/*").await;
+    assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
+    let samples = classic::read(&text).unwrap();
+    assert_eq!(samples.get("bitnet_operator_reconciles_total{outcome=\"ok\"}"), Some(&1.0));
+    assert!(samples.contains_key("bitnet_operator_step_seconds_count{step=\"plan\"}"), "{text}");
+    let (kind, text) = get("application/openmetrics-text").await;
+    assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
 }
 
 #[test]

@@ -2,14 +2,15 @@
 
 use anyhow::Context as _;
 use inference_worker::compare::{Probes, calibrate};
-use inference_worker::model::{LoadOptions, Model, Text};
+use inference_worker::model::{self, LoadOptions, Model, Text};
 use inference_worker::serve::CONFIDENCE_FILE;
 use std::path::PathBuf;
 
 /// Arguments of `calibrate`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The model that is to know how sure it is; the calibration is written into its directory.
+    /// The model that is to know how sure it is; the calibration is written into its directory, which gets another digest:
+    /// calibrate before you package.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// The fp16 baseline.
@@ -38,5 +39,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     std::fs::write(&path, serde_json::to_string_pretty(&found)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     println!("{}: {found}", path.display());
+    let digest = model::digest(&args.model)?;
+    println!("the model directory has the digest sha256:{digest} now: package it, or give a claim this digest");
     Ok(())
 }

@@ -81,6 +81,7 @@ pub(super) struct Batch<N: Network> {
 pub(super) struct Seen {
     pub(super) passes: u64,
     pub(super) reused: u64,
+    pub(super) looked_up: u64,
     pub(super) non_finite: u64,
 }
 
@@ -220,6 +221,7 @@ impl<N: Network> Batch<N> {
                 None => (self.network.new_cache(capacity), 0),
             };
             let sequence = &mut self.running[at];
+            self.seen.looked_up += if self.shares && sequence.shares() { sequence.job.prompt.len() as u64 } else { 0 };
             (sequence.cache, sequence.read, sequence.reused) = (Some(cache), reused, reused);
             self.seen.reused += reused as u64;
         }
@@ -444,7 +446,8 @@ impl<C> Sequence<C> {
                 self.generated += 1;
                 self.said.push(token);
                 self.spoke = Instant::now();
-                self.send(Event::Token { id: token, at: self.spoke, likelihood });
+                let queued = self.queued.unwrap_or_default();
+                self.send(Event::Token { id: token, at: self.spoke, queued, likelihood });
                 if complete {
                     self.end(if step == Step::Last { Finish::Stop } else { Finish::Length });
                 }

@@ -79,6 +79,8 @@ pub enum Event {
         id: u32,
         /// When it was chosen, by the engine's clock.
         at: Instant,
+        /// From the job's arrival to its first forward pass.
+        queued: Duration,
         /// How likely it was, where that was asked for.
         likelihood: Option<Box<Likelihood>>,
     },

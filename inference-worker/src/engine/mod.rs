@@ -97,6 +97,7 @@ struct Shared {
     running: AtomicUsize,
     cached_tokens: AtomicUsize,
     reused_tokens: AtomicU64,
+    looked_up_tokens: AtomicU64,
     non_finite: AtomicU64,
     passes: AtomicU64,
     /// Nanoseconds between two slots that become free while others wait.
@@ -121,6 +122,7 @@ impl Engine {
             running: AtomicUsize::new(0),
             cached_tokens: AtomicUsize::new(0),
             reused_tokens: AtomicU64::new(0),
+            looked_up_tokens: AtomicU64::new(0),
             non_finite: AtomicU64::new(0),
             passes: AtomicU64::new(0),
             slot_gap: AtomicU64::new(0),
@@ -201,6 +203,11 @@ impl Engine {
         Duration::from_nanos(self.shared.slot_gap.load(Ordering::Relaxed))
     }
 
+    /// Users' requests that wait for one.
+    pub fn waiting_users(&self) -> usize {
+        self.shared.queue.live()
+    }
+
     /// Tokens whose keys and values are held for jobs with a slot.
     pub fn cached_tokens(&self) -> usize {
         self.shared.cached_tokens.load(Ordering::Relaxed)
@@ -209,6 +216,11 @@ impl Engine {
     /// Prompt tokens that were not read again because an earlier request began alike.
     pub fn reused_tokens(&self) -> u64 {
         self.shared.reused_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Prompt tokens that were looked up among those of earlier requests.
+    pub fn looked_up_tokens(&self) -> u64 {
+        self.shared.looked_up_tokens.load(Ordering::Relaxed)
     }
 
     /// Logits that were not finite, in rows that a next token was to be chosen from.
@@ -268,9 +280,10 @@ fn run<N: Network>(network: N, options: Options, shared: &Shared) {
         shared.pass_started.store(0, Ordering::Release);
         time.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
         shared.cached_tokens.store(batch.cached_tokens(), Ordering::Relaxed);
-        let Seen { passes, reused, non_finite } = batch.seen();
+        let Seen { passes, reused, looked_up, non_finite } = batch.seen();
         shared.passes.store(passes, Ordering::Relaxed);
         shared.reused_tokens.store(reused, Ordering::Relaxed);
+        shared.looked_up_tokens.store(looked_up, Ordering::Relaxed);
         shared.non_finite.store(non_finite, Ordering::Relaxed);
         // Last: who sees a free slot sees the counts of what was in it.
         shared.running.store(batch.wanted(), Ordering::Release);

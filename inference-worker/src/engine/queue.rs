@@ -98,6 +98,11 @@ impl Queue {
         self.lock().jobs.len()
     }
 
+    /// Users' requests that wait and whose users do, too.
+    pub(crate) fn live(&self) -> usize {
+        self.lock().jobs.iter().filter(|job| job.class == Class::Live && !job.events.is_closed()).count()
+    }
+
     /// Takes no more jobs; those that wait are still served.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
@@ -160,8 +165,9 @@ mod tests {
         assert_eq!(queue.push(third), Err(Refused::Full));
         let (internal, _internal_receiver) = job(Class::Internal, 3);
         assert_eq!(queue.push(internal), Ok(()), "places of comparisons that went away are free");
-        assert_eq!(queue.len(), 3);
+        assert_eq!((queue.len(), queue.live()), (3, 2), "a comparison is no user");
         drop(kept);
+        assert_eq!(queue.live(), 0, "who went away does not wait");
         let (fourth, _fourth_receiver) = job(Class::Live, 4);
         assert_eq!(queue.push(fourth), Ok(()), "places of callers that went away are free");
         assert_eq!(queue.take().unwrap().prompt, [3]);

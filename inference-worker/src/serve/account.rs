@@ -81,6 +81,7 @@ impl Account {
             account: Arc::clone(self),
             arrival,
             prompt_tokens: 0,
+            queued: None,
             first: None,
             last: arrival,
             tokens: Vec::new(),
@@ -123,6 +124,8 @@ pub(crate) struct Ticket {
     account: Arc<Account>,
     arrival: Instant,
     prompt_tokens: u64,
+    /// From its arrival to its first forward pass.
+    queued: Option<Duration>,
     first: Option<Instant>,
     last: Instant,
     tokens: Vec<u32>,
@@ -139,9 +142,12 @@ impl Ticket {
         self.prompt_tokens = tokens as u64;
     }
 
-    /// Notes how long the request waited for its first forward pass.
-    pub(crate) fn queued(&self, waited: Duration) {
-        self.account.metrics.queued(waited.as_secs_f64());
+    /// Notes how long the request waited for its first forward pass; the first word counts.
+    pub(crate) fn begun(&mut self, queued: Duration) {
+        if self.queued.is_none() {
+            self.queued = Some(queued);
+            self.account.metrics.queued(queued.as_secs_f64());
+        }
     }
 
     /// Keeps the time to the first token off the record until [`Ticket::begin`] or the end, because another tier may
@@ -198,6 +204,10 @@ impl Ticket {
         counts.empty_answers += u64::from(self.tokens.is_empty());
         counts.degenerate_answers += u64::from(ends_in_loop(&self.tokens));
         drop(counts);
+        if let (Some(queued), Some(first)) = (self.queued, self.first) {
+            let prefill = seconds(self.arrival + queued, first);
+            self.account.metrics.phases(prefill, seconds(first, at));
+        }
         self.account.metrics.finished(finish, self.prompt_tokens, generated, seconds(self.arrival, at));
         self.close();
     }

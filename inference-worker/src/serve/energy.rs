@@ -51,8 +51,8 @@ impl Energy {
             .into_iter()
             .flatten()
             .flatten()
-            // `intel-rapl:0` is a package, `intel-rapl:0:1` a part of it.
-            .filter(|entry| entry.file_name().to_str().is_some_and(is_package))
+            // `intel-rapl:0` is a package or the platform, `intel-rapl:0:1` a part of it.
+            .filter(|entry| entry.file_name().to_str().is_some_and(is_whole))
             .filter_map(|entry| Package::open(&entry.path()))
             .collect();
         packages.sort_by(|a, b| a.name.cmp(&b.name));
@@ -94,7 +94,7 @@ impl Gpus {
     }
 }
 
-fn is_package(name: &str) -> bool {
+fn is_whole(name: &str) -> bool {
     name.strip_prefix("intel-rapl:").is_some_and(|index| index.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -104,6 +104,10 @@ impl Package {
         let last = number(&counter)?;
         let range = number(&dir.join("max_energy_range_uj"))?;
         let name = fs::read_to_string(dir.join("name")).ok()?.trim().to_owned();
+        // `psys` is the whole platform, the packages in it.
+        if !name.starts_with("package") {
+            return None;
+        }
         Some(Self { name, counter, range, last, total: 0 })
     }
 
@@ -131,10 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn packages_are_counted_over_the_end_of_their_range_and_parts_are_not() {
+    fn packages_are_counted_over_the_end_of_their_range_and_parts_and_the_platform_are_not() {
         let root = tempfile::tempdir().unwrap();
         assert!(Energy::below(root.path()).is_empty());
-        for (dir, name) in [("intel-rapl:0", "package-0"), ("intel-rapl:0:0", "core"), ("dtpm", "x")] {
+        for (dir, name) in
+            [("intel-rapl:0", "package-0"), ("intel-rapl:0:0", "core"), ("intel-rapl:1", "psys"), ("dtpm", "x")]
+        {
             let dir = root.path().join(dir);
             fs::create_dir(&dir).unwrap();
             fs::write(dir.join("energy_uj"), "900000\n").unwrap();

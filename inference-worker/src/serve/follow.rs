@@ -234,7 +234,7 @@ impl Answer {
         };
         let choice = &mut self.choices[at];
         match event {
-            Some(Event::Token { id, at: when, likelihood }) => {
+            Some(Event::Token { id, at: when, queued, likelihood }) => {
                 choice.tokens += 1;
                 if choice.opening.len() < OPENING {
                     choice.opening.extend(likelihood.as_ref().map(|likelihood| likelihood.best));
@@ -242,7 +242,12 @@ impl Answer {
                 choice.said.extend(likelihood.map(|likelihood| Said { id, likelihood }));
                 self.spoke = Some(when);
                 if let Some(ticket) = &mut self.ticket {
-                    if at == 0 { ticket.token(id, when) } else { ticket.another() }
+                    if at == 0 {
+                        ticket.begun(queued);
+                        ticket.token(id, when);
+                    } else {
+                        ticket.another();
+                    }
                 }
                 if let Some(text) = choice.decoder.push(id).map_err(|_| undecodable())? {
                     let looks = choice.tokens > choice.min_tokens;
@@ -263,9 +268,9 @@ impl Answer {
                 self.say(at, text);
                 self.choices[at].reused = ended.reused;
                 if at == 0
-                    && let Some(ticket) = &self.ticket
+                    && let Some(ticket) = &mut self.ticket
                 {
-                    ticket.queued(ended.queued);
+                    ticket.begun(ended.queued);
                 }
                 self.end(at, finish, ended.at);
             }

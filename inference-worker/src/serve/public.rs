@@ -17,6 +17,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bitnet_api::exposition::Exposition;
 use bitnet_api::worker::{FEEDBACK_PATH, REVISION_HEADER};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 /// A client may ask for an answer within fewer milliseconds than this server allows.
 pub const TIME_HEADER: &str = "x-request-timeout-ms";
 /// A gateway's id of a request; its hash decides whether the prompt is shadowed. No other header plays a part in that.
-const ID_HEADER: &str = "x-request-id";
+pub(super) const ID_HEADER: &str = "x-request-id";
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
 /// A client must send its body within this time.
@@ -96,7 +97,7 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
     let ask = parse(worker, loaded, kind, body.clone()).await?;
     fits(&ask, worker.settings.engine.queue)?;
     let grammar = grammar(worker, loaded, &ask).await?;
-    let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream)?;
+    let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream, arrival)?;
     if tiers.is_elsewhere() {
         return tiers.asked_for().await;
     }
@@ -360,13 +361,14 @@ fn health(state: Result<(), NotReady>) -> Response {
     }
 }
 
-async fn metrics(State(worker): State<Arc<Worker>>) -> Response {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+async fn metrics(State(worker): State<Arc<Worker>>, headers: HeaderMap) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Exposition::asked(accept);
     let loaded = worker.loaded();
     let room = loaded.map_or(1, |l| l.identity.context as usize * worker.settings.engine.max_batch);
     let shadow = loaded.map(|l| l.shadow.report());
     match worker.account.metrics().render(loaded.map(|l| &l.engine), room, shadow.as_ref()) {
-        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], format.text(text)).into_response(),
         Err(_) => ApiError::internal("metrics_failed", "the metrics could not be written").into_response(),
     }
 }

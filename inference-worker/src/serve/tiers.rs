@@ -2,28 +2,35 @@
 
 use super::account::ErrorClass;
 use super::error::ApiError;
-use super::public::Refusal;
+use super::public::{Refusal, TIME_HEADER};
 use super::upstream::{Errand, MOST_HOPS, Unanswered, Upstream};
 use super::worker::{Loaded, Worker};
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
+use std::time::{Duration, Instant};
 
-/// In a request: the tier that is wanted. In an answer: the one that gave it (`binary`, `ternary`, `mixed`, `fp16`).
+/// In a request: the tier that is wanted. In an answer: the one that gave it (`binary`, `ternary`, `mixed`, `int4`, `int8`, `fp16`).
 pub const TIER_HEADER: &str = "x-bitnet-tier";
 /// In an answer of the next tier: why it was asked (`server`, `timeout`, `non_finite`, `confidence`, `asked`).
 pub const FALLBACK_HEADER: &str = "x-bitnet-fallback";
 /// How often a request was handed on.
 pub const HOPS_HEADER: &str = "x-bitnet-hops";
 
-/// The tier of a precision: all plain precisions are one.
+/// The tiers by rising precision.
+const TIERS: [&str; 6] = ["binary", "ternary", "mixed", "int4", "int8", FLOATS];
+/// The tier of plain floats of 16 or 32 bits, whichever.
+const FLOATS: &str = "fp16";
+
+/// The tier of a precision.
 pub(super) fn tier(precision: &str) -> &'static str {
-    match precision {
-        "ternary" => "ternary",
-        "binary" => "binary",
-        "mixed" => "mixed",
-        _ => "fp16",
-    }
+    TIERS.into_iter().find(|tier| *tier == precision).unwrap_or(FLOATS)
+}
+
+/// When the client stops waiting, where it has said so; what it said was checked before.
+fn deadline(headers: &HeaderMap, arrival: Instant) -> Option<Instant> {
+    let milliseconds = headers.get(TIME_HEADER)?.to_str().ok()?.parse().ok()?;
+    arrival.checked_add(Duration::from_millis(milliseconds))
 }
 
 /// The way of one request through the tiers.
@@ -45,6 +52,7 @@ impl<'a> Tiers<'a> {
         path: &'static str,
         body: Bytes,
         stream: bool,
+        arrival: Instant,
     ) -> Result<Self, ApiError> {
         let own = tier(&loaded.identity.precision);
         let asked = headers.get(TIER_HEADER);
@@ -52,13 +60,13 @@ impl<'a> Tiers<'a> {
         let hops = headers
             .get(HOPS_HEADER)
             .map_or(0, |hops| hops.to_str().ok().and_then(|hops| hops.parse().ok()).unwrap_or(MOST_HOPS));
-        let known = |tier: &HeaderValue| matches!(tier.as_bytes(), b"fp16" | b"ternary" | b"binary" | b"mixed");
-        if asked.is_some_and(|tier| !known(tier)) {
-            let message = format!("the header `{TIER_HEADER}` must be fp16, ternary, binary or mixed");
+        if asked.is_some_and(|asked| !TIERS.iter().any(|tier| asked.as_bytes() == tier.as_bytes())) {
+            let message = format!("the header `{TIER_HEADER}` must be one of {}", TIERS.join(", "));
             return Err(ApiError::invalid(TIER_HEADER, message));
         }
         let here = asked.is_some_and(|tier| tier == own);
-        let errand = Errand { path, body, hops, tier: asked.cloned(), stream };
+        let deadline = deadline(headers, arrival);
+        let errand = Errand { path, body, hops, tier: asked.cloned(), stream, deadline, trace: Errand::trace(headers) };
         Ok(Self { worker, loaded, errand, elsewhere: asked.is_some() && !here, here })
     }
 
@@ -77,7 +85,7 @@ impl<'a> Tiers<'a> {
     }
 
     /// Time to the first token, after which the model has failed.
-    pub(super) fn first_token(&self) -> Option<std::time::Duration> {
+    pub(super) fn first_token(&self) -> Option<Duration> {
         self.upstream().map(|upstream| upstream.settings.first_token)
     }
 
@@ -100,12 +108,17 @@ impl<'a> Tiers<'a> {
             let message = format!("this server has the tier {own} only; leave the header `{TIER_HEADER}` out");
             return Err(ApiError::no_tier(message));
         }
-        self.hand_on("asked").await.ok_or_else(|| ApiError::no_tier("the tier that was asked for does not answer"))
+        self.hand_on("asked").await.map_err(|unanswered| match unanswered {
+            Unanswered::Late => {
+                ApiError::deadline("the tier that was asked for did not answer in the time that was left")
+            }
+            _ => ApiError::no_tier("the tier that was asked for does not answer"),
+        })
     }
 
     /// The next tier's answer to what this one is not sure of.
     pub(super) async fn escalate(&self) -> Option<Response> {
-        self.hand_on("confidence").await
+        self.hand_on("confidence").await.ok()
     }
 
     /// The next tier's answer to what this model failed. A full queue is no failure of the model, and an overload must
@@ -117,21 +130,39 @@ impl<'a> Tiers<'a> {
             ErrorClass::NonFinite => "non_finite",
             ErrorClass::Overloaded | ErrorClass::BrokenStream | ErrorClass::Fallback => return None,
         };
-        self.hand_on(reason).await
+        self.hand_on(reason).await.ok()
     }
 
-    async fn hand_on(&self, reason: &'static str) -> Option<Response> {
-        let answer = self.upstream()?.answer(&self.errand).await;
+    async fn hand_on(&self, reason: &'static str) -> Result<Response, Unanswered> {
+        let answer = self.upstream().ok_or(Unanswered::NoEndpoint)?.answer(&self.errand).await;
         let outcome = match &answer {
             Ok(_) => "answered",
             Err(Unanswered::Full) => "full",
             Err(Unanswered::NoEndpoint) => "no_endpoint",
             Err(Unanswered::Unreachable) => "unreachable",
             Err(Unanswered::Refused) => "refused",
+            Err(Unanswered::Late) => "late",
         };
         self.worker.account.metrics().handed_on(reason, outcome);
-        let mut response = answer.ok()?;
+        let mut response = answer?;
         response.headers_mut().insert(FALLBACK_HEADER, HeaderValue::from_static(reason));
-        Some(response)
+        Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::LayerPrecision;
+
+    #[test]
+    fn every_precision_has_a_tier_and_only_plain_floats_share_one() {
+        for precision in ["fp16", "bf16", "fp32"] {
+            assert_eq!(tier(precision), "fp16");
+        }
+        for layers in LayerPrecision::ALL.into_iter().filter(|layers| *layers != LayerPrecision::Full) {
+            assert_eq!(tier(layers.name()), layers.name());
+        }
+        assert_eq!(tier("mixed"), "mixed");
     }
 }

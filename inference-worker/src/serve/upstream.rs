@@ -4,9 +4,10 @@
 //! name each other end. What comes back is passed on as it is, with its own revision and tier.
 
 use super::error::ApiError;
+use super::public::{ID_HEADER, TIME_HEADER};
 use super::tiers::{HOPS_HEADER, TIER_HEADER};
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bitnet_api::worker::REVISION_HEADER;
 use futures::{StreamExt, stream};
@@ -23,6 +24,8 @@ const FRESH: Duration = Duration::from_secs(5);
 const CONNECT_TIME: Duration = Duration::from_secs(2);
 /// Endpoints that one request is offered to.
 const ATTEMPTS: usize = 2;
+/// What makes one request out of those of several servers: the gateway's id, and the trace context of W3C.
+const TRACE: [&str; 3] = [ID_HEADER, "traceparent", "tracestate"];
 /// Largest answer that is not a stream.
 const MAX_ANSWER: usize = 16 << 20;
 
@@ -79,6 +82,29 @@ pub(super) struct Errand {
     /// The tier that the client asks for.
     pub(super) tier: Option<HeaderValue>,
     pub(super) stream: bool,
+    /// When the client stops waiting.
+    pub(super) deadline: Option<Instant>,
+    /// See [`Errand::trace`].
+    pub(super) trace: HeaderMap,
+}
+
+impl Errand {
+    /// The headers of a request that the next tier gets as they are.
+    pub(super) fn trace(headers: &HeaderMap) -> HeaderMap {
+        let known =
+            TRACE.into_iter().filter_map(|name| Some((HeaderName::from_static(name), headers.get(name)?.clone())));
+        known.collect()
+    }
+
+    /// What fails when the client's time is over fails because of it.
+    fn blamed(&self, error: Unanswered) -> Unanswered {
+        if self.left() == Some(Duration::ZERO) { Unanswered::Late } else { error }
+    }
+
+    /// The time that the client still waits; `None`: it has not said how long.
+    fn left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// Why the next tier gave no answer: a closed set, for a metric.
@@ -92,6 +118,8 @@ pub(super) enum Unanswered {
     Unreachable,
     /// It answered with another status than 200.
     Refused,
+    /// The client's time is over.
+    Late,
 }
 
 impl Upstream {
@@ -116,14 +144,20 @@ impl Upstream {
         let mut tried = Vec::new();
         let mut outcome = Unanswered::NoEndpoint;
         for _ in 0..ATTEMPTS {
+            if errand.left() == Some(Duration::ZERO) {
+                return Err(Unanswered::Late);
+            }
             let Some(visit) = self.visit(&tried) else { break };
             tried.push(visit.address);
             match self.ask(&visit, errand).await {
-                Ok(response) => return self.pass_on(response, visit, permit, errand.stream).await,
+                Ok(response) => {
+                    let answer = self.pass_on(response, visit, permit, errand.stream).await;
+                    return answer.map_err(|error| errand.blamed(error));
+                }
                 Err(error) => outcome = error,
             }
         }
-        Err(outcome)
+        Err(errand.blamed(outcome))
     }
 
     async fn ask(&self, visit: &Visit, errand: &Errand) -> Result<reqwest::Response, Unanswered> {
@@ -132,7 +166,13 @@ impl Upstream {
             .post(format!("http://{}{}", visit.address, errand.path))
             .header(header::CONTENT_TYPE, "application/json")
             .header(HOPS_HEADER, errand.hops + 1)
+            .headers(errand.trace.clone())
             .body(errand.body.clone());
+        if let Some(left) = errand.left() {
+            // At least one: zero is no time that could be asked for.
+            let milliseconds = left.as_millis().max(1);
+            request = request.header(TIME_HEADER, milliseconds.to_string()).timeout(left.min(self.settings.limit));
+        }
         if let Some(tier) = &errand.tier {
             request = request.header(TIER_HEADER, tier);
         }
@@ -241,8 +281,12 @@ async fn whole(mut response: reqwest::Response) -> Result<Vec<u8>, Unanswered> {
 /// A stream that breaks ends with an error event and without `[DONE]`, as one of our own does.
 fn streamed(response: reqwest::Response, visit: Visit, permit: OwnedSemaphorePermit) -> Body {
     let guards = (visit, permit);
-    let broken = || {
-        let error = ApiError::internal("fallback_broken", "the answer of the next tier broke off");
+    let broken = |error: &reqwest::Error| {
+        let error = if error.is_timeout() {
+            ApiError::deadline("the answer of the next tier was not complete in the time that was left")
+        } else {
+            ApiError::internal("fallback_broken", "the answer of the next tier broke off")
+        };
         Bytes::from(format!("data: {}\n\n", error.object()))
     };
     let passed = stream::unfold((response.bytes_stream(), guards, false), move |(mut from, guards, over)| async move {
@@ -251,7 +295,7 @@ fn streamed(response: reqwest::Response, visit: Visit, permit: OwnedSemaphorePer
         }
         match from.next().await? {
             Ok(bytes) => Some((bytes, (from, guards, false))),
-            Err(_) => Some((broken(), (from, guards, true))),
+            Err(error) => Some((broken(&error), (from, guards, true))),
         }
     });
     Body::from_stream(passed.map(Ok::<_, std::convert::Infallible>))

@@ -1,6 +1,7 @@
 //! What the server's tests share: tiny models, a scripted network, and workers on loopback.
 #![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its part")]
 
+pub mod classic;
 mod log;
 mod scripted;
 mod tiny;

@@ -1,8 +1,10 @@
 //! Custom resources of BitNet Rollouts, their validation, and what travels between operator and workers.
 //!
-//! Three features keep the edges thin: `worker` (wire types, serde only), `gate` (`QualityGateSpec` as plain serde and
+//! Three features keep the edges thin: `worker` (wire types, serde only, and the format of metrics), `gate` (`QualityGateSpec` as plain serde and
 //! `validate::resolve_gate`, for offline evaluation) and `crd` (the custom resources with their schemas and CEL rules, and `validate`).
 
+#[cfg(feature = "worker")]
+pub mod exposition;
 #[cfg(feature = "gate")]
 pub mod units;
 #[cfg(feature = "gate")]

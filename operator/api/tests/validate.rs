@@ -12,7 +12,7 @@ use bitnet_api::{
 use bitnet_core::{
     Span,
     evidence::{Gate, Percentiles, ProbeSettings},
-    model::{DeletionPolicy, Fallback, RouteTarget, Settings, Source},
+    model::{DeletionPolicy, Fallback, FallbackBalance, RouteTarget, Settings, Source, WeightsCache},
 };
 use proptest::{
     prelude::{Just, ProptestConfig, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest},
@@ -73,15 +73,7 @@ fn the_smallest_objects_are_complete() {
     assert_eq!(made.baseline.source, Source::Image(image("fp16")));
     assert_eq!((made.baseline.precision.as_str(), made.model.precision.as_str()), ("fp16", "auto"));
     assert_eq!((made.baseline.pool.as_str(), made.baseline.replicas), ("cpu", 1));
-    let settings = Settings {
-        max_batch: 32,
-        batch_wait: Span(0),
-        context_length: None,
-        kv_bits: None,
-        memory_budget: None,
-        fallback: None,
-    };
-    assert_eq!(made.model.settings, settings);
+    assert_eq!(made.model.settings, Settings::default(), "the worker's defaults are its own");
     assert_eq!(made.baseline.revision, revision_name("chat", &object.spec.baseline));
     assert_ne!(made.baseline.revision, made.model.revision);
     assert_eq!(made.route, RouteTarget::Own { gateway: "gw".into(), hostnames: vec![] });
@@ -113,7 +105,9 @@ fn everything_that_can_be_given_is_taken() {
             "precision": "ternary", "pool": "gpu", "replicas": 3,
             "serving": {
                 "maxBatch": 8, "batchWait": "10ms", "kvBits": 4, "contextLength": 4096, "memoryBudget": "1.5Gi",
-                "fallback": {"minConfidence": "0.95"},
+                "queue": 64, "prefixCacheTokens": 0, "head": "screened", "requestTimeout": "2m",
+                "weightsCache": {"persistentVolumeClaim": "weights"},
+                "fallback": {"minConfidence": "0.95", "balance": "RoundRobin", "firstTokenTimeout": "1500ms"},
             },
         },
         "route": {"httpRoute": "chat", "rule": "completions"},
@@ -126,12 +120,21 @@ fn everything_that_can_be_given_is_taken() {
     assert_eq!(made.model.source, Source::Claim { claim: "models".into(), path: "chat/v2".into(), digest });
     assert_eq!((made.model.pool.as_str(), made.model.replicas, made.baseline.replicas), ("gpu", 3, 2));
     let settings = Settings {
-        max_batch: 8,
-        batch_wait: Span(10),
+        max_batch: Some(8),
+        batch_wait: Some(Span(10)),
+        queue: Some(64),
         context_length: Some(4096),
+        prefix_cache_tokens: Some(0),
         kv_bits: Some(4),
+        head: Some("screened"),
         memory_budget: Some(3 << 29),
-        fallback: Some(Fallback { min_confidence: Some(0.95) }),
+        weights_cache: Some(WeightsCache::Claim("weights".into())),
+        request_timeout: Some(Span(120_000)),
+        fallback: Some(Fallback {
+            min_confidence: Some(0.95),
+            balance: Some(FallbackBalance::RoundRobin),
+            first_token: Some(Span(1500)),
+        }),
     };
     assert_eq!(made.model.settings, settings);
     assert_eq!(made.route, RouteTarget::Adopt { http_route: "chat".into(), rule: Some("completions".into()) });

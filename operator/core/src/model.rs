@@ -115,28 +115,60 @@ pub enum Source {
     },
 }
 
-/// Settings of the worker after defaults.
-#[derive(Clone, Debug, PartialEq)]
+/// Settings of the worker; `None`: the worker's own default.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// Largest decode batch, 1..=256.
-    pub max_batch: u32,
+    pub max_batch: Option<u32>,
     /// How long a batch may wait to fill.
-    pub batch_wait: Span,
-    /// Longest sequence in tokens; `None`: what the model files say.
+    pub batch_wait: Option<Span>,
+    /// Requests that may wait for a place in the batch.
+    pub queue: Option<u32>,
+    /// Longest sequence in tokens; by default what the model files say.
     pub context_length: Option<u32>,
-    /// Bits of a cached key or value: 16, 8, 4 or 3; `None`: the worker's default.
+    /// Tokens whose keys and values are kept after their requests; 0: none.
+    pub prefix_cache_tokens: Option<u32>,
+    /// Bits of a cached key or value: 16, 8, 4 or 3.
     pub kv_bits: Option<u32>,
-    /// Bytes for weights, cache and passes; `None`: as much as they take.
+    /// How logits are computed: `exact`, `screened` or `int8`.
+    pub head: Option<&'static str>,
+    /// Bytes for weights, cache and passes; by default as much as they take.
     pub memory_budget: Option<u64>,
+    /// Where repacked weights are kept; by default nowhere.
+    pub weights_cache: Option<WeightsCache>,
+    /// From the arrival of a request to the end of its answer.
+    pub request_timeout: Option<Span>,
     /// Single requests may be answered by fp16; `None`: what the model fails has failed.
     pub fallback: Option<Fallback>,
 }
 
+/// Where weights lie in the kernels' layout, for later starts and for the other pods of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightsCache {
+    /// Name of a claim in the rollout's namespace.
+    Claim(String),
+    /// A directory of the nodes.
+    HostPath(String),
+}
+
 /// Single requests that fp16 answers in the model's place, before the first byte.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Fallback {
     /// Also where the model is less sure of its answer than this, above 0 and below 1; `None`: only where it fails.
     pub min_confidence: Option<f64>,
+    /// Which pod of fp16 is asked; `None`: the worker's default.
+    pub balance: Option<FallbackBalance>,
+    /// A model without a first token after this time has failed; `None`: the worker's default.
+    pub first_token: Option<Span>,
+}
+
+/// Which pod of fp16 a worker asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FallbackBalance {
+    /// The one with the fewest requests of this worker.
+    LeastLoaded,
+    /// One after the other.
+    RoundRobin,
 }
 
 /// The rule whose backends the operator sets.

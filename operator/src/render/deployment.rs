@@ -6,16 +6,17 @@ use crate::config::{Config, Pool};
 use bitnet_api::keys::label;
 use bitnet_api::worker::{INTERNAL_PORT, PUBLIC_PORT};
 use bitnet_core::{
-    model::{Rollout, Serving, Source},
+    Span,
+    model::{FallbackBalance, Rollout, Serving, Source, WeightsCache},
     plan::Grow,
 };
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, ImageVolumeSource,
-            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile,
-            SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, HostPathVolumeSource,
+            ImageVolumeSource, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            SeccompProfile, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -26,6 +27,7 @@ use k8s_openapi::{
 
 const MODEL: &str = "/model";
 const PROBES: &str = "/probes";
+const WEIGHTS: &str = "/weights";
 /// Unprivileged user of the worker.
 const USER: i64 = 65532;
 
@@ -73,6 +75,7 @@ pub(super) fn render(config: &Config, rollout: &Rollout, grow: &Grow, owner: &Ow
 }
 
 fn pod(config: &Config, pool: &Pool, rollout: &Rollout, serving: &Serving) -> PodSpec {
+    let claim = matches!(serving.settings.weights_cache, Some(WeightsCache::Claim(_))).then_some(());
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -82,6 +85,9 @@ fn pod(config: &Config, pool: &Pool, rollout: &Rollout, serving: &Serving) -> Po
             run_as_non_root: Some(true),
             run_as_user: Some(USER),
             run_as_group: Some(USER),
+            // A claim for weights must be writable; one that is already is not walked through at every start.
+            fs_group: claim.map(|()| USER),
+            fs_group_change_policy: claim.map(|()| "OnRootMismatch".into()),
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
@@ -99,7 +105,9 @@ fn pod(config: &Config, pool: &Pool, rollout: &Rollout, serving: &Serving) -> Po
             ..TopologySpreadConstraint::default()
         }]),
         containers: vec![container(config, pool, rollout, serving)],
-        volumes: Some(vec![model_volume(config, serving), probe_volume(rollout)]),
+        volumes: Some(
+            [model_volume(config, serving), probe_volume(rollout)].into_iter().chain(weights_volume(serving)).collect(),
+        ),
         ..PodSpec::default()
     }
 }
@@ -129,56 +137,63 @@ fn container(config: &Config, pool: &Pool, rollout: &Rollout, serving: &Serving)
             ..SecurityContext::default()
         }),
         termination_message_policy: Some("File".into()),
-        volume_mounts: Some(vec![
-            VolumeMount {
-                name: "model".into(),
-                mount_path: MODEL.into(),
-                read_only: Some(true),
-                sub_path: sub_path(&serving.source),
-                ..VolumeMount::default()
-            },
-            VolumeMount {
-                name: "probes".into(),
-                mount_path: PROBES.into(),
-                read_only: Some(true),
-                ..VolumeMount::default()
-            },
-        ]),
+        volume_mounts: Some(mounts(serving)),
         ..Container::default()
     }
 }
 
+fn mounts(serving: &Serving) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: &str, read_only| VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        read_only: Some(read_only).filter(|read_only| *read_only),
+        ..VolumeMount::default()
+    };
+    let model = VolumeMount { sub_path: sub_path(&serving.source), ..mount("model", MODEL, true) };
+    let weights = serving.settings.weights_cache.as_ref().map(|_| mount("weights", WEIGHTS, false));
+    [model, mount("probes", PROBES, true)].into_iter().chain(weights).collect()
+}
+
+/// What is not given is not passed: the worker's defaults are its own.
 fn arguments(rollout: &Rollout, serving: &Serving) -> Vec<String> {
     let settings = &serving.settings;
     let mut arguments: Vec<String> = vec!["serve".into()];
-    let mut flag = |name: &str, value: String| {
-        arguments.push(format!("--{name}"));
-        arguments.push(value);
+    let mut flag = |name: &str, value: Option<String>| {
+        arguments.extend(value.into_iter().flat_map(|value| [format!("--{name}"), value]));
     };
-    flag("model", MODEL.into());
-    flag("rollout", rollout.name.clone());
-    flag("rollout-uid", rollout.uid.clone());
-    flag("revision", serving.revision.0.clone());
-    flag("probes", format!("{PROBES}/{}", rollout.gate.probes.key));
-    flag("max-batch", settings.max_batch.to_string());
-    flag("batch-wait", format!("{}ms", settings.batch_wait.0));
-    if let Some(tokens) = settings.context_length {
-        flag("context", tokens.to_string());
-    }
-    if let Some(bits) = settings.kv_bits {
-        flag("kv-bits", bits.to_string());
-    }
-    if let Some(bytes) = settings.memory_budget {
-        flag("memory-budget", bytes.to_string());
-    }
+    let number = |number: Option<u32>| number.map(|number| number.to_string());
+    let time = |time: Option<Span>| time.map(|time| format!("{}ms", time.0));
+    flag("model", Some(MODEL.into()));
+    flag("rollout", Some(rollout.name.clone()));
+    flag("rollout-uid", Some(rollout.uid.clone()));
+    flag("revision", Some(serving.revision.0.clone()));
+    flag("probes", Some(format!("{PROBES}/{}", rollout.gate.probes.key)));
+    // Endpoint pickers of inference pools and autoscalers know these names.
+    flag("metrics-compat", Some("vllm".into()));
+    flag("max-batch", number(settings.max_batch));
+    flag("batch-wait", time(settings.batch_wait));
+    flag("queue", number(settings.queue));
+    flag("context", number(settings.context_length));
+    flag("prefix-cache", number(settings.prefix_cache_tokens));
+    flag("kv-bits", number(settings.kv_bits));
+    flag("head", settings.head.map(str::to_owned));
+    flag("memory-budget", settings.memory_budget.map(|bytes| bytes.to_string()));
+    flag("weights-cache", settings.weights_cache.as_ref().map(|_| WEIGHTS.into()));
+    flag("request-timeout", time(settings.request_timeout));
     if let Source::Claim { digest, .. } = &serving.source {
-        flag("digest", digest.clone());
+        flag("digest", Some(digest.clone()));
     }
     if let Some(fallback) = &settings.fallback {
-        flag("fallback", format!("{}:{PUBLIC_PORT}", labels::baseline_service(&rollout.name)));
-        if let Some(least) = fallback.min_confidence {
-            flag("min-confidence", least.to_string());
-        }
+        flag("fallback", Some(format!("{}:{PUBLIC_PORT}", labels::baseline_service(&rollout.name))));
+        let balance = fallback.balance.map(|balance| match balance {
+            FallbackBalance::LeastLoaded => "least-loaded",
+            FallbackBalance::RoundRobin => "round-robin",
+        });
+        flag("fallback-balance", balance.map(str::to_owned));
+        // What is handed on has the time that its request has left, no less.
+        flag("fallback-timeout", time(settings.request_timeout));
+        flag("first-token-timeout", time(fallback.first_token));
+        flag("min-confidence", fallback.min_confidence.map(|least| least.to_string()));
     }
     arguments
 }
@@ -220,6 +235,24 @@ fn model_volume(config: &Config, serving: &Serving) -> Volume {
 fn sub_path(source: &Source) -> Option<String> {
     let Source::Claim { path, .. } = source else { return None };
     Some(path.trim_matches('/').to_owned()).filter(|path| !path.is_empty() && path != ".")
+}
+
+/// A directory of the nodes must be there: one that the kubelet made would belong to root, and no worker could write to it.
+fn weights_volume(serving: &Serving) -> Option<Volume> {
+    let volume = Volume { name: "weights".into(), ..Volume::default() };
+    Some(match serving.settings.weights_cache.as_ref()? {
+        WeightsCache::Claim(claim) => Volume {
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.clone(),
+                read_only: None,
+            }),
+            ..volume
+        },
+        WeightsCache::HostPath(path) => Volume {
+            host_path: Some(HostPathVolumeSource { path: path.clone(), type_: Some("Directory".into()) }),
+            ..volume
+        },
+    })
 }
 
 /// Optional: a missing ConfigMap must not keep the pod from serving; the worker then reports that it has no probe set.

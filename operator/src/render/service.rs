@@ -23,15 +23,21 @@ pub(super) fn revision(rollout: &Rollout, revision: &Revision, owner: &OwnerRefe
     )
 }
 
-/// Service `<rollout>-baseline`: the pods that were created as fp16 baseline, for fallback.
+/// Service `<rollout>-baseline`: the pods that were created as fp16 baseline, for fallback. Headless: workers choose among
+/// the pods themselves, and ask another one where one does not answer. One that an earlier version made keeps its virtual
+/// IP, which cannot be taken from it, until somebody deletes it.
 pub(super) fn baseline(rollout: &Rollout, owner: &OwnerReference) -> Service {
-    service(
+    let mut service = service(
         labels::baseline_service(&rollout.name),
         labels::of_rollout(&rollout.name),
         labels::baseline_selector(rollout),
         rollout,
         owner,
-    )
+    );
+    if let Some(spec) = &mut service.spec {
+        spec.cluster_ip = Some("None".into());
+    }
+    service
 }
 
 fn service(

@@ -12,8 +12,8 @@ use bitnet_core::{
     Span, Time,
     evidence::{Assessment, Finding, Gate, ProbeSettings, Signal, SignalKind, SignalState},
     model::{
-        Canary, CanaryStep, Capacity, DeletionPolicy, Fallback, HeaderMatch, LatchKey, Pace, Revision, Rollout,
-        RouteTarget, Serving, Settings, Source, Strategy,
+        Canary, CanaryStep, Capacity, DeletionPolicy, Fallback, FallbackBalance, HeaderMatch, LatchKey, Pace, Revision,
+        Rollout, RouteTarget, Serving, Settings, Source, Strategy, WeightsCache,
     },
     observation::{Detour, Detours, Ledger},
     plan::{DecisionRecord, Grow, Plan, PreviewWrite, RouteWrite, Shrink, State, Verdict},
@@ -24,7 +24,7 @@ use bitnet_operator::{
     observe::{RouteView, World},
     render::{Action, Compact, Kind, Write, render},
 };
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::PodSpec};
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
@@ -43,12 +43,10 @@ fn serving(hash: &str, source: Source) -> Serving {
         pool: "gpu".into(),
         replicas: 3,
         settings: Settings {
-            max_batch: 16,
-            batch_wait: Span(10),
+            max_batch: Some(16),
+            batch_wait: Some(Span(10)),
             context_length: Some(4096),
-            kv_bits: None,
-            memory_budget: None,
-            fallback: None,
+            ..Settings::default()
         },
     }
 }

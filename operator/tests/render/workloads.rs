@@ -9,7 +9,16 @@ fn objects_of_a_revision() {
     let candidate = Grow {
         serving: Serving {
             pool: "cpu".into(),
-            settings: Settings { kv_bits: Some(4), memory_budget: Some(3 << 29), ..rollout().model.settings },
+            settings: Settings {
+                queue: Some(64),
+                prefix_cache_tokens: Some(0),
+                kv_bits: Some(4),
+                head: Some("screened"),
+                memory_budget: Some(3 << 29),
+                weights_cache: Some(WeightsCache::Claim("weights".into())),
+                request_timeout: Some(Span::seconds(120)),
+                ..rollout().model.settings
+            },
             ..serving("bbbbbbbbbb", claim)
         },
         replicas: Some(3),
@@ -49,25 +58,83 @@ fn pods_that_made_room_come_back_where_their_deployment_is() {
     assert!(render(&config(), &rollout(), &World::default(), &regrow(3)).grow.is_empty(), "never from memory");
 }
 
+/// The Deployment of a model with these settings.
+fn deployment(settings: Settings) -> Deployment {
+    let serving = Serving { settings, ..rollout().model };
+    let grow = vec![Grow { serving, replicas: Some(1), baseline: false }];
+    let objects = render(&config(), &rollout(), &World::default(), &Plan { grow, ..plan() });
+    let Action::Create(object) = &objects.grow.last().unwrap().action else { panic!() };
+    serde_json::from_value((**object).clone()).unwrap()
+}
+
+fn pod(settings: Settings) -> PodSpec {
+    deployment(settings).spec.unwrap().template.spec.unwrap()
+}
+
+/// What a worker is told after its probe set.
+fn told(settings: Settings) -> String {
+    let arguments = pod(settings).containers.remove(0).args.unwrap();
+    let probes = arguments.iter().position(|argument| argument == "--probes").unwrap();
+    arguments[probes + 2..].join(" ")
+}
+
+#[test]
+fn a_worker_is_told_what_was_given_and_nothing_else() {
+    assert_eq!(told(Settings::default()), "--metrics-compat vllm");
+    let settings = Settings { batch_wait: Some(Span(0)), prefix_cache_tokens: Some(0), ..Settings::default() };
+    assert_eq!(told(settings), "--metrics-compat vllm --batch-wait 0ms --prefix-cache 0");
+}
+
 #[test]
 fn a_worker_with_a_fallback_is_told_where_fp16_is() {
-    let told = |fallback: Option<Fallback>| -> Vec<String> {
-        let mut serving = rollout().model;
-        serving.settings.fallback = fallback;
-        let grow = vec![Grow { serving, replicas: Some(1), baseline: false }];
-        let objects = render(&config(), &rollout(), &World::default(), &Plan { grow, ..plan() });
-        let Action::Create(object) = &objects.grow.last().unwrap().action else { panic!() };
-        let arguments = object["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
-        arguments
-            .into_iter()
-            .skip_while(|a| a != "--fallback")
-            .map(|a| a.as_str().unwrap().to_owned())
-            .collect::<Vec<_>>()
+    let told =
+        |fallback, request_timeout| told(Settings { fallback: Some(fallback), request_timeout, ..Settings::default() });
+    let least = Fallback { min_confidence: Some(0.95), ..Fallback::default() };
+    assert_eq!(told(Fallback::default(), None), "--metrics-compat vllm --fallback chat-baseline:8080");
+    assert_eq!(told(least, None), "--metrics-compat vllm --fallback chat-baseline:8080 --min-confidence 0.95");
+    let turns =
+        Fallback { balance: Some(FallbackBalance::RoundRobin), first_token: Some(Span(500)), ..Fallback::default() };
+    assert_eq!(
+        told(turns, Some(Span::seconds(120))),
+        "--metrics-compat vllm --request-timeout 120000ms --fallback chat-baseline:8080 --fallback-balance round-robin \
+         --fallback-timeout 120000ms --first-token-timeout 500ms"
+    );
+    let least_loaded = Fallback { balance: Some(FallbackBalance::LeastLoaded), ..Fallback::default() };
+    assert!(told(least_loaded, None).ends_with("--fallback-balance least-loaded"));
+}
+
+/// A worker that asks for one of several addresses must find them all.
+#[test]
+fn the_service_of_fp16_gives_the_addresses_of_its_pods_and_those_of_routes_have_one() {
+    let grow = vec![Grow { serving: rollout().baseline, replicas: Some(3), baseline: true }];
+    let objects = render(&config(), &rollout(), &World::default(), &Plan { grow, ..plan() });
+    let address = |name: &str| {
+        let write = objects.grow.iter().find(|write| write.kind == Kind::Service && write.name == name).unwrap();
+        let Action::Create(object) = &write.action else { panic!() };
+        object["spec"].get("clusterIP").cloned()
     };
-    assert_eq!(told(None), [""; 0]);
-    assert_eq!(told(Some(Fallback { min_confidence: None })), ["--fallback", "chat-baseline:8080"]);
-    let least = Some(Fallback { min_confidence: Some(0.95) });
-    assert_eq!(told(least), ["--fallback", "chat-baseline:8080", "--min-confidence", "0.95"]);
+    assert_eq!(address("chat-baseline"), Some(json!("None")));
+    assert_eq!(address("chat-aaaaaaaaaa"), None, "given by the API server");
+}
+
+#[test]
+fn repacked_weights_lie_where_the_pods_user_can_write() {
+    let with = |cache| pod(Settings { weights_cache: cache, ..Settings::default() });
+    let (none, claim) = (with(None), with(Some(WeightsCache::Claim("weights".into()))));
+    let host = with(Some(WeightsCache::HostPath("/var/lib/weights".into())));
+    let group = |pod: &PodSpec| pod.security_context.as_ref().unwrap().fs_group;
+    assert_eq!([group(&none), group(&claim), group(&host)], [None, Some(65_532), None]);
+    let volume = |pod: &PodSpec| pod.volumes.iter().flatten().find(|volume| volume.name == "weights").cloned();
+    assert_eq!(volume(&none), None);
+    assert_eq!(volume(&claim).unwrap().persistent_volume_claim.unwrap().read_only, None);
+    let directory = volume(&host).unwrap().host_path.unwrap();
+    assert_eq!((directory.path.as_str(), directory.type_.as_deref()), ("/var/lib/weights", Some("Directory")));
+    for pod in [&claim, &host] {
+        let container = &pod.containers[0];
+        let mount = container.volume_mounts.iter().flatten().find(|mount| mount.name == "weights").unwrap();
+        assert_eq!((mount.mount_path.as_str(), mount.read_only), ("/weights", None));
+        assert!(container.args.as_ref().unwrap().join(" ").contains("--weights-cache /weights"));
+    }
 }
 
 #[test]

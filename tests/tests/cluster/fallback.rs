@@ -52,6 +52,8 @@ pub(crate) async fn a_request_that_the_model_fails_is_answered_by_fp16(suite: Ar
         Ok(services.get_opt(&name).await?.is_some_and(|found| found.uid() != before))
     })
     .await?;
+    let address = services.get(&name).await?.spec.and_then(|spec| spec.cluster_ip);
+    ensure!(address.as_deref() == Some("None"), "workers find the pods' addresses, not {address:?}");
     eventually("answers by it", Duration::from_secs(60), async || Ok(all_by_fp16(&stand, &fp16).await.is_ok())).await?;
     stand.away().await
 }

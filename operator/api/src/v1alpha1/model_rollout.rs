@@ -188,6 +188,8 @@ impl Precision {
         .message("batchWait must be at most 1s").field_path(".batchWait"),
     validation = Rule::new("!has(self.kvBits) || self.kvBits in [16, 8, 4, 3]")
         .message("kvBits must be 16, 8, 4 or 3").field_path(".kvBits"),
+    validation = Rule::new("!has(self.requestTimeout) || (duration(self.requestTimeout) >= duration('100ms') && duration(self.requestTimeout) <= duration('1h'))")
+        .message("requestTimeout must be between 100ms and 1h").field_path(".requestTimeout"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ServingSpec {
@@ -195,9 +197,14 @@ pub struct ServingSpec {
     #[schemars(range(min = 1, max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_batch: Option<i32>,
-    /// How long a batch may wait to fill, at most 1s. Default: not at all.
+    /// How long an idle worker waits under dense traffic for more requests to start together, at most 1s; a lone request
+    /// never waits. Default 10ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_wait: Option<Duration>,
+    /// Requests that may wait for a place in the batch; one more is answered 429. Default 256.
+    #[schemars(range(min = 1, max = 65_535))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<i32>,
     /// Bits of a cached key or value: 16, 8, 4 or 3. Default 16. Below 16 the cache takes less memory and answers change a
     /// little: the gate judges that as it judges the weights.
     #[schemars(range(min = 3, max = 16))]
@@ -208,6 +215,22 @@ pub struct ServingSpec {
     /// with it does not start and says what is missing. Default: as much as they take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_budget: Option<Memory>,
+    /// Tokens whose keys and values are kept after their requests, so that a beginning that requests share is read once; 0
+    /// for none. Default 2048.
+    #[schemars(range(min = 0, max = 1_048_576))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix_cache_tokens: Option<i32>,
+    /// How logits are computed. Default: exact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
+    /// Where workers keep weights in the kernels' layout: a later start repacks nothing, and the pods of a node share the
+    /// memory. Who can write there decides what is served. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_cache: Option<WeightsCacheSpec>,
+    /// Time for a whole answer from its request's arrival, 100ms to 1h; a client may ask for less
+    /// (`x-request-timeout-ms`). Default 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_timeout: Option<Duration>,
     /// Longest sequence in tokens, prompt and answer. Default: what the model files say.
     #[schemars(range(min = 16, max = 1_048_576))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -217,14 +240,62 @@ pub struct ServingSpec {
     pub fallback: Option<FallbackSpec>,
 }
 
+/// How logits are computed.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// In the precision of the model files.
+    Exact,
+    /// In 8 bits, and the 40 largest as exact: greedy and top-k choices do not change.
+    Screened,
+    /// In 8 bits.
+    Int8,
+}
+
+impl Head {
+    /// The name as in the API and as the worker's option.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Screened => "screened",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// Where repacked weights are kept: exactly one kind. Workers run as user and group 65532 and must be able to write there;
+/// one that cannot says so in its log and serves without.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("has(self.persistentVolumeClaim) != has(self.hostPath)")
+        .message("exactly one of persistentVolumeClaim and hostPath must be given"),
+    validation = Rule::new("!has(self.hostPath) || !self.hostPath.split('/').exists(part, part in ['.', '..'])")
+        .message("hostPath must not contain the parts `.` and `..`").field_path(".hostPath"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct WeightsCacheSpec {
+    /// Name of a claim in the rollout's namespace that the pods may write to. Pods on several nodes need one that several
+    /// nodes may mount.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<String>,
+    /// A directory of the nodes, as an absolute path. It must be there and belong to user 65532, and the namespace must
+    /// allow such volumes: the Pod Security levels `baseline` and `restricted` do not, and pods are then not created.
+    #[schemars(length(min = 2, max = 512), regex(pattern = r"^/[-._a-zA-Z0-9/]*[-._a-zA-Z0-9][-._a-zA-Z0-9/]*$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<String>,
+}
+
 /// Single requests that fp16 answers in the model's place. Those that it answers because the model failed are errors of
 /// the model.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[x_kube(
     validation = Rule::new("!has(self.minConfidence) || (double(self.minConfidence) > 0.0 && double(self.minConfidence) < 1.0)")
         .message("minConfidence must lie between 0 and 1, both excluded").field_path(".minConfidence"),
-    validation = Rule::new("!has(self.minConfidence) || !has(self.toBaseline) || self.toBaseline")
-        .message("minConfidence leaves answers to the baseline: it needs toBaseline").field_path(".minConfidence"),
+    validation = Rule::new("!has(self.toBaseline) || self.toBaseline || (!has(self.minConfidence) && !has(self.balance) && !has(self.firstTokenTimeout))")
+        .message("minConfidence, balance and firstTokenTimeout are about what is left to the baseline: they need toBaseline").field_path(".toBaseline"),
+    validation = Rule::new("!has(self.firstTokenTimeout) || (duration(self.firstTokenTimeout) >= duration('100ms') && duration(self.firstTokenTimeout) <= duration('10m'))")
+        .message("firstTokenTimeout must be between 100ms and 10m").field_path(".firstTokenTimeout"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct FallbackSpec {
@@ -236,6 +307,21 @@ pub struct FallbackSpec {
     /// (`inference-worker calibrate`). Default: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_confidence: Option<Decimal>,
+    /// Which pod of the baseline a worker asks. Default: LeastLoaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<FallbackBalance>,
+    /// A model without a first token after this time has failed, 100ms to 10m. Default 20s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token_timeout: Option<Duration>,
+}
+
+/// Which pod of the baseline a worker asks.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FallbackBalance {
+    /// The one with the fewest requests of this worker.
+    LeastLoaded,
+    /// One after the other.
+    RoundRobin,
 }
 
 /// A QualityGate in the rollout's namespace.

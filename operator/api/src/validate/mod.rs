@@ -12,6 +12,8 @@ mod refusal;
 #[cfg(feature = "crd")]
 mod revision;
 #[cfg(feature = "crd")]
+mod serving;
+#[cfg(feature = "crd")]
 mod strategy;
 
 pub use gate::resolve_gate;
@@ -21,15 +23,12 @@ pub use revision::{HASH_LENGTH, revision_name};
 
 use crate::units::Duration;
 #[cfg(feature = "crd")]
-use crate::units::Memory;
-#[cfg(feature = "crd")]
 use crate::v1alpha1::{
-    ArmSpec, Capacity, DeletionPolicy, FallbackSpec, LoadBalancing, ModelRollout, Precision, QualityGate, RouteSpec,
-    ServingSpec, SourceSpec,
+    ArmSpec, Capacity, DeletionPolicy, LoadBalancing, ModelRollout, Precision, QualityGate, RouteSpec, SourceSpec,
 };
 use bitnet_core::Span;
 #[cfg(feature = "crd")]
-use bitnet_core::model::{self, Fallback, Rollout, RouteTarget, Serving, Settings, Source};
+use bitnet_core::model::{self, Rollout, RouteTarget, Serving, Settings, Source};
 #[cfg(feature = "crd")]
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -157,7 +156,10 @@ fn arm(rollout: &str, field: &str, arm: &ArmSpec, precision: Precision, pools: &
         precision: precision.name().to_owned(),
         pool: pool.clone(),
         replicas: integer(format!("{field}.replicas"), arm.replicas.unwrap_or(1), 1, 1000)?,
-        settings: settings(&format!("{field}.serving"), arm.serving.as_ref(), pools.memory.get(pool).copied())?,
+        settings: match &arm.serving {
+            Some(serving) => serving::settings(&format!("{field}.serving"), serving, pools.memory.get(pool).copied())?,
+            None => Settings::default(),
+        },
     })
 }
 
@@ -201,73 +203,6 @@ fn source(field: &str, source: &SourceSpec) -> Result<Source, Refusal> {
             "give either image or persistentVolumeClaim",
         )),
     }
-}
-
-#[cfg(feature = "crd")]
-fn settings(field: &str, serving: Option<&ServingSpec>, limit: Option<u64>) -> Result<Settings, Refusal> {
-    let none = ServingSpec::default();
-    let serving = serving.unwrap_or(&none);
-    let kv_bits = serving.kv_bits.map(|bits| match bits {
-        16 | 8 | 4 | 3 => Ok(bits.unsigned_abs()),
-        _ => {
-            let rule = format!("{bits} is no precision of the attention cache");
-            Err(Refusal::invalid(format!("{field}.kvBits"), rule, "set it to 16, 8, 4 or 3, or leave it out"))
-        }
-    });
-    Ok(Settings {
-        max_batch: integer(format!("{field}.maxBatch"), serving.max_batch.unwrap_or(32), 1, 256)?,
-        batch_wait: match &serving.batch_wait {
-            None => Span(0),
-            Some(wait) => span(&format!("{field}.batchWait"), wait, 0, 1000)?,
-        },
-        context_length: serving
-            .context_length
-            .map(|length| integer(format!("{field}.contextLength"), length, 16, 1_048_576))
-            .transpose()?,
-        kv_bits: kv_bits.transpose()?,
-        memory_budget: serving
-            .memory_budget
-            .as_ref()
-            .map(|budget| memory_budget(format!("{field}.memoryBudget"), budget, limit))
-            .transpose()?,
-        fallback: match &serving.fallback {
-            Some(spec) => fallback(&format!("{field}.fallback"), spec)?,
-            None => None,
-        },
-    })
-}
-
-/// A worker that plans with more than its pod may have is killed in the middle of its work.
-#[cfg(feature = "crd")]
-fn memory_budget(field: String, budget: &Memory, limit: Option<u64>) -> Result<u64, Refusal> {
-    let bytes = budget
-        .bytes()
-        .map_err(|error| Refusal::invalid(&field, error.to_string(), "write an amount of memory, or leave it out"))?;
-    match limit {
-        Some(limit) if bytes > limit => Err(Refusal::invalid(
-            field,
-            format!("{budget} is {bytes} bytes, more than the memory limit of the pool, {limit} bytes"),
-            "lower it, or use a pool with more memory",
-        )),
-        _ => Ok(bytes),
-    }
-}
-
-#[cfg(feature = "crd")]
-fn fallback(field: &str, spec: &FallbackSpec) -> Result<Option<Fallback>, Refusal> {
-    let field = format!("{field}.minConfidence");
-    let to_baseline = spec.to_baseline.unwrap_or(true);
-    let Some(least) = &spec.min_confidence else { return Ok(to_baseline.then_some(Fallback { min_confidence: None })) };
-    let remedy = "write a decimal above 0 and below 1";
-    let number = least.number().map_err(|error| Refusal::invalid(&field, error.to_string(), remedy))?;
-    if !(number > 0.0 && number < 1.0) {
-        return Err(Refusal::invalid(field, format!("{least} is out of bounds"), remedy));
-    }
-    if !to_baseline {
-        let rule = "answers that the model is not sure of are left to the baseline";
-        return Err(Refusal::invalid(field, rule, "set toBaseline to true, or leave minConfidence out"));
-    }
-    Ok(Some(Fallback { min_confidence: Some(number) }))
 }
 
 #[cfg(feature = "crd")]

@@ -43,14 +43,7 @@ pub(crate) fn serving(name: &str, precision: &str, replicas: u32) -> Serving {
         precision: precision.into(),
         pool: "cpu".into(),
         replicas,
-        settings: Settings {
-            max_batch: 8,
-            batch_wait: Span(10),
-            context_length: None,
-            kv_bits: None,
-            memory_budget: None,
-            fallback: None,
-        },
+        settings: Settings::default(),
     }
 }
 
