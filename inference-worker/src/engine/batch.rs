@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Prompt tokens of background work in one pass: about as long as one decode, which other work that comes waits for.
 const BACKGROUND_CHUNK: usize = 8;
+/// Failed passes in a row after which no other one is tried.
+const LOST: u32 = 3;
 /// Logits of a pass from which on the choice of tokens is shared among threads: before that it takes a few microseconds.
 const SPREAD: usize = 1 << 15;
 
@@ -74,6 +76,8 @@ pub(super) struct Batch<N: Network> {
     pace: Pace,
     /// Until when the last pass worked for anybody: a job that arrives later shares nothing with those before it.
     worked_until: Option<Instant>,
+    /// Passes that failed since the last one that did not.
+    failed: u32,
 }
 
 /// Cumulative counts.
@@ -95,6 +99,7 @@ impl<N: Network> Batch<N> {
             shares: options.prefix_tokens() > 0,
             pace: Pace::new(options.prefill_chunk, options.prefill_budget),
             worked_until: None,
+            failed: 0,
         }
     }
 
@@ -251,8 +256,12 @@ impl<N: Network> Batch<N> {
         self.pace.passed(prompt, plan.iter().any(|planned| !reading(&planned)), started.elapsed());
         let mut done = Vec::new();
         match outcome {
-            Ok(rows) => done = self.take(&plan, rows),
+            Ok(rows) => {
+                self.failed = 0;
+                done = self.take(&plan, rows);
+            }
             Err(reason) => {
+                self.failed += 1;
                 for planned in &plan {
                     self.running[planned.sequence].fail(Failure::Forward { reason: reason.clone() });
                     done.push(planned.sequence);
@@ -268,6 +277,11 @@ impl<N: Network> Batch<N> {
         for &at in done.iter().rev() {
             self.release(at);
         }
+    }
+
+    /// The device gives nothing but errors, as a GPU does after a fault until its process ends.
+    pub(super) fn is_lost(&self) -> bool {
+        self.failed >= LOST
     }
 
     /// Gives each sequence what the pass computed for it, on several threads: to draw from a large vocabulary takes up to

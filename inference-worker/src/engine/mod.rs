@@ -274,6 +274,10 @@ fn run<N: Network>(network: N, options: Options, shared: &Shared) {
         shared.pass_started.store(since + 1, Ordering::Release);
         let taken = batch.len();
         batch.pass();
+        if batch.is_lost() {
+            tracing::error!("every forward pass fails: the engine stops, so that the worker is started anew");
+            return;
+        }
         batch.drop_cancelled();
         turnover.passed(taken - batch.len(), shared.queue.len() > 0, Instant::now());
         shared.slot_gap.store(turnover.gap().as_nanos() as u64, Ordering::Relaxed);

@@ -25,16 +25,20 @@ pub struct MemoryPlan {
     pub sequences: usize,
 }
 
-/// A budget that is too small for one sequence at the lowest precision.
+/// Memory that is too small for one sequence: at the lowest precision within a budget, as asked without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "--memory-budget is {budget} bytes but {} are needed ({plan}): {} bytes are missing; raise the budget, or lower --context or --prefix-cache",
+    "{} {budget} bytes but {} are needed ({plan}): {} bytes are missing; {}, or lower --context or --prefix-cache",
+    if *.machine { "this machine or container has" } else { "--memory-budget is" },
     .plan.total(),
-    .plan.total() - .budget
+    .plan.total() - .budget,
+    if *.machine { "give a --memory-budget, so that keys and values get fewer bits" } else { "raise the budget" }
 )]
 pub struct BudgetTooSmall {
     /// The budget.
     pub budget: usize,
+    /// Nobody gave one: it is all memory that there is.
+    pub machine: bool,
     /// The smallest plan.
     pub plan: MemoryPlan,
 }
@@ -48,7 +52,11 @@ impl MemoryPlan {
     pub fn of(model: &Model, options: &Options, budget: Option<usize>) -> Result<Self, BudgetTooSmall> {
         let weights = model.weight_bytes();
         let program = resident().map_or(0, |resident| resident.saturating_sub(weights));
-        Self::choose(model.config(), weights, program, model.kv_bits(), options, budget)
+        let plan = Self::choose(model.config(), weights, program, model.kv_bits(), options, budget)?;
+        match (budget, memory()) {
+            (None, Some(memory)) => plan.within(memory),
+            _ => Ok(plan),
+        }
     }
 
     fn choose(
@@ -96,7 +104,16 @@ impl MemoryPlan {
             smallest = bits;
         }
         let fewer = (1..most).rev().map(|sequences| at(smallest, sequences)).find(|plan| plan.total() <= budget);
-        fewer.ok_or_else(|| BudgetTooSmall { budget, plan: at(smallest, 1) })
+        fewer.ok_or_else(|| BudgetTooSmall { budget, machine: false, plan: at(smallest, 1) })
+    }
+
+    /// This plan, if one sequence that fills the context fits in so many bytes: the system ends a process that has less.
+    fn within(self, memory: usize) -> Result<Self, BudgetTooSmall> {
+        let one = Self { sequences: 1, kept: 0, kept_tokens: 0, ..self };
+        if one.total() > memory {
+            return Err(BudgetTooSmall { budget: memory, machine: true, plan: one });
+        }
+        Ok(self)
     }
 
     /// What the total is made of, by name.
@@ -137,10 +154,23 @@ fn pass_bytes(config: &ModelConfig, chunk: usize, sequences: usize) -> usize {
     (chunk + sequences) * row + sequences * 2 * 4 * config.vocab_size
 }
 
+/// Bytes of memory that this process may have: of the machine, or of its container (cgroup v2) where that is less.
+fn memory() -> Option<usize> {
+    let machine = kibibytes("/proc/meminfo", "MemTotal:")?;
+    let container = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let container = container.and_then(|text| text.trim().parse::<usize>().ok());
+    Some(container.map_or(machine, |container| container.min(machine)))
+}
+
 /// Bytes of this process in memory, where the system says so.
 fn resident() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    kibibytes("/proc/self/status", "VmRSS:")
+}
+
+/// A line `key    123 kB` of a file of the kernel's, in bytes.
+fn kibibytes(path: &str, key: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib * 1024)
 }
 
@@ -192,6 +222,16 @@ mod tests {
             }
         }
         panic!("no budget was too small");
+    }
+
+    #[test]
+    fn without_a_budget_one_sequence_must_fit_in_the_memory_that_there_is() {
+        let plan = plan(None).unwrap();
+        let one = plan.program + plan.weights + plan.kv_per_sequence + plan.passes;
+        assert_eq!(plan.within(one), Ok(plan), "all eight of them need not");
+        let text = plan.within(one - 5).unwrap_err().to_string();
+        assert!(text.contains("5 bytes are missing; give a --memory-budget"), "{text}");
+        assert!(memory().is_some_and(|memory| memory > resident().unwrap()));
     }
 
     #[test]

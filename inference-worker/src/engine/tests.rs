@@ -105,6 +105,26 @@ fn ended(answer: &Answer) -> Ended {
 }
 
 #[test]
+fn an_engine_whose_passes_all_fail_stops_and_one_that_fails_now_and_then_does_not() {
+    let (engine, _) = engine(0, Options::default());
+    for round in 0..5 {
+        let failed = collect(generate(&engine, &[REFUSED], 1, &[]));
+        assert!(matches!(failed.end, Some(Err(Failure::Forward { .. }))), "{round}");
+        ended(&collect(generate(&engine, &[1], 1, &[])));
+    }
+    for _ in 0..3 {
+        assert!(engine.is_alive());
+        assert!(matches!(collect(generate(&engine, &[REFUSED], 1, &[])).end, Some(Err(Failure::Forward { .. }))));
+    }
+    // The last answer goes out just before.
+    while engine.is_alive() {
+        std::thread::yield_now();
+    }
+    let (job, _events) = Job::new(Class::Live, vec![1], Work::greedy(1, Vec::new()), Instant::now());
+    assert_eq!(engine.submit(job), Err(Refused::Stopped));
+}
+
+#[test]
 fn answers_do_not_depend_on_company_or_on_chunks() {
     let (engine, sizes) = engine(1, Options { prefill_chunk: 3, ..Options::default() });
     let prompts: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7], &[9], &[0, 0, 4, 2]];
