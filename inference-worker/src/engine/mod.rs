@@ -46,6 +46,8 @@ pub struct Options {
     pub prefill_chunk: usize,
     /// Tokens whose keys and values are kept after their requests, for live requests that begin alike; 0 = none.
     pub prefix_tokens: usize,
+    /// Memory that reading requests takes at most, before the engine has them; it is in the plan.
+    pub request_bytes: usize,
 }
 
 impl Default for Options {
@@ -56,6 +58,7 @@ impl Default for Options {
             queue: 256,
             prefill_chunk: 256,
             prefix_tokens: 2048,
+            request_bytes: 0,
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct MemoryPlan {
     pub kept: usize,
     /// Rows of a pass: prompt tokens and one of each sequence, and logits.
     pub passes: usize,
+    /// Requests that are being read.
+    pub requests: usize,
     /// Precision of keys and values.
     pub kv_bits: KvBits,
     /// Sequences that may run at once.
@@ -63,6 +65,7 @@ impl MemoryPlan {
             kv_per_sequence: KvCache::bytes_of(config, kv_bits, config.context),
             kept: KvCache::bytes_of(config, kv_bits, options.prefix_tokens),
             passes: pass_bytes(config, options.prefill_chunk, sequences),
+            requests: options.request_bytes,
             kv_bits,
             sequences,
         };
@@ -82,13 +85,14 @@ impl MemoryPlan {
     }
 
     /// What the total is made of, by name.
-    pub fn parts(&self) -> [(&'static str, usize); 5] {
+    pub fn parts(&self) -> [(&'static str, usize); 6] {
         [
             ("program", self.program),
             ("weights", self.weights),
             ("sequences", self.kv_per_sequence.saturating_mul(self.sequences)),
             ("prefixes", self.kept),
             ("passes", self.passes),
+            ("requests", self.requests),
         ]
     }
 
@@ -100,11 +104,11 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { program, weights, kv_per_sequence, kept, passes, kv_bits, sequences } = self;
+        let Self { program, weights, kv_per_sequence, kept, passes, requests, kv_bits, sequences } = self;
         write!(
             f,
             "program {program}, weights {weights}, {sequences} sequences of {kv_per_sequence} at {kv_bits} bits, \
-             kept prefixes {kept}, passes {passes}"
+             kept prefixes {kept}, passes {passes}, requests {requests}"
         )
     }
 }

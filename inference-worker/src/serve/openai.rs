@@ -199,10 +199,10 @@ fn completion(request: CompletionRequest, text: &Text, limits: Limits) -> Result
     let more = best_of.is_some_and(|best| best > common.n.unwrap_or(1));
     refuse("best_of", more, "all choices that are generated are returned; set it to `n`")?;
     let prompt = match prompt {
-        Prompt::Text(one) => encode(text.encode(&one))?,
+        Prompt::Text(one) => fitting(&one, text, limits, Text::encode)?,
         Prompt::Tokens(ids) => ids,
         Prompt::Texts(mut many) => match (many.pop(), many.is_empty()) {
-            (Some(one), true) => encode(text.encode(&one))?,
+            (Some(one), true) => fitting(&one, text, limits, Text::encode)?,
             _ => return Err(ApiError::unsupported("prompt", ONE_PROMPT)),
         },
         Prompt::Batches(mut many) => match (many.pop(), many.is_empty()) {
@@ -223,19 +223,36 @@ fn chat(request: ChatRequest, text: &Text, limits: Limits) -> Result<Ask, ApiErr
     let logprobs = wants.then_some(top_logprobs.unwrap_or(0));
     refuse("tools", tools.is_some_and(|t| !t.is_empty()), "tools are not called; leave it out")?;
     refuse("functions", functions.is_some_and(|t| !t.is_empty()), "functions are not called; leave it out")?;
-    let prompt = templated(messages, true, text)?;
+    let prompt = fitting(&templated(messages, true, text)?, text, limits, Text::encode_chat)?;
     let wanted = max_completion_tokens.or(common.max_tokens);
     check(Kind::Chat, prompt, wanted, logprobs, common, limits)
 }
 
-fn templated(messages: Vec<Message>, add_generation_prompt: bool, text: &Text) -> Result<Vec<u32>, ApiError> {
+fn templated(messages: Vec<Message>, add_generation_prompt: bool, text: &Text) -> Result<String, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty; send at least one message"));
     }
     let messages = messages.into_iter().map(plain).collect::<Result<Vec<_>, _>>()?;
-    let rendered =
-        text.chat(&messages, add_generation_prompt).map_err(|error| ApiError::invalid("messages", chain(&error)))?;
-    encode(text.encode_chat(&rendered))
+    text.chat(&messages, add_generation_prompt).map_err(|error| failed("messages", &error))
+}
+
+/// The tokens of a text, unless it is certain that they do not fit: then it is not read.
+fn fitting(
+    one: &str,
+    text: &Text,
+    limits: Limits,
+    encode: impl Fn(&Text, &str) -> Result<Vec<u32>, TextError>,
+) -> Result<Vec<u32>, ApiError> {
+    if let Some(most) = text.most_bytes(limits.context)
+        && one.len() > most
+    {
+        return Err(ApiError::too_long(format!(
+            "the prompt has {} bytes and the context is {} tokens, which hold at most {most}; shorten the prompt",
+            one.len(),
+            limits.context
+        )));
+    }
+    encode(text, one).map_err(|error| failed("prompt", &error))
 }
 
 /// Token ids of a text or of a chat, as the endpoints of completions would read it.
@@ -247,7 +264,9 @@ pub(crate) fn tokenize(body: &[u8], text: &Text) -> Result<Vec<u32>, ApiError> {
         (Some(prompt), None, None) => encode(text.encode_chat(&prompt)),
         (None, Some(content), None) if add_special.unwrap_or(false) => encode(text.encode(&content)),
         (None, Some(content), None) => encode(text.encode_chat(&content)),
-        (None, None, Some(messages)) => templated(messages, add_generation_prompt.unwrap_or(true), text),
+        (None, None, Some(messages)) => {
+            encode(text.encode_chat(&templated(messages, add_generation_prompt.unwrap_or(true), text)?))
+        }
         _ => Err(ApiError::invalid("prompt", "send exactly one of `prompt`, `content` and `messages`")),
     }
 }
@@ -256,7 +275,7 @@ pub(crate) fn tokenize(body: &[u8], text: &Text) -> Result<Vec<u32>, ApiError> {
 pub(crate) fn detokenize(body: &[u8], text: &Text, limits: Limits) -> Result<String, ApiError> {
     let DetokenizeRequest { tokens } = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
     inside("tokens", &tokens, limits.vocabulary)?;
-    text.decode_all(&tokens).map_err(|error| ApiError::invalid("tokens", chain(&error)))
+    text.decode_all(&tokens).map_err(|error| failed("tokens", &error))
 }
 
 fn malformed(error: &serde_json::Error) -> ApiError {
@@ -288,7 +307,20 @@ fn plain(message: Message) -> Result<ChatMessage, ApiError> {
 }
 
 fn encode(ids: Result<Vec<u32>, TextError>) -> Result<Vec<u32>, ApiError> {
-    ids.map_err(|error| ApiError::invalid("prompt", chain(&error)))
+    ids.map_err(|error| failed("prompt", &error))
+}
+
+/// What the client could have sent otherwise is refused; a tokenizer or a template that fails is this server's error.
+fn failed(param: &'static str, error: &TextError) -> ApiError {
+    match error {
+        TextError::TooLong { .. } | TextError::ChatTooLong { .. } => ApiError::too_long(error.to_string()),
+        _ if error.is_of_the_request() => ApiError::invalid(param, chain(error)),
+        // The library's words may quote the prompt, and are of no use to a client.
+        TextError::Tokenizer(_) | TextError::Vocabulary { .. } => {
+            ApiError::internal("tokenizer_failed", error.to_string())
+        }
+        _ => ApiError::internal("template_failed", error.to_string()),
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
