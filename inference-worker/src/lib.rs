@@ -5,6 +5,7 @@
 //! [`kernels`]; [`device`] puts the forward pass on a GPU where there is one. [`compare`] asks peers over the internal port; [`workshop`] trains and damages models.
 
 pub mod compare;
+mod contained;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;

@@ -18,8 +18,8 @@ pub mod similarity;
 
 pub use calibrate::{CalibrateError, calibrate};
 pub(crate) use forcing::of_rows;
-pub use peer::PeerSettings;
 pub(crate) use peer::is_peer_of;
+pub use peer::{PeerSettings, continuation};
 pub use probes::{ProbeError, Probes};
 pub use request::Invalid;
 pub(crate) use shadow::Shadow;

@@ -120,12 +120,7 @@ impl Peers {
         request: &GenerateRequest,
     ) -> Result<GenerateResult, PeerError> {
         let body = self.call(peer, connection, GENERATE_PATH, request, MAX_JSON).await?;
-        let result: GenerateResult = serde_json::from_slice(&body).map_err(|_| PeerError::Garbage)?;
-        let times = [result.ttft, result.tpot, result.busy_seconds];
-        if result.tokens.len() > request.tokens as usize || times.iter().any(|t| !t.is_finite() || *t < 0.0) {
-            return Err(PeerError::Garbage);
-        }
-        Ok(result)
+        continuation(&body, request.tokens).ok_or(PeerError::Garbage)
     }
 
     /// The peer's logits `[positions, vocabulary]`.
@@ -190,6 +185,14 @@ fn classify(error: &reqwest::Error) -> PeerError {
     } else {
         PeerError::Broken
     }
+}
+
+/// A peer's answer to a request for at most so many tokens; `None` where it is none.
+pub fn continuation(body: &[u8], tokens: u32) -> Option<GenerateResult> {
+    let result: GenerateResult = serde_json::from_slice(body).ok()?;
+    let times = [result.ttft, result.tpot, result.busy_seconds];
+    let good = result.tokens.len() <= tokens as usize && times.iter().all(|t| t.is_finite() && *t >= 0.0);
+    good.then_some(result)
 }
 
 /// A peer's name is its revision: `<rollout>-` and ten letters or digits of base32.

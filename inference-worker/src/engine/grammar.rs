@@ -3,6 +3,7 @@
 //! The form is compiled once for a request; after that each token costs one walk over the tokenizer's trie. The walk
 //! knows bytes and not tokens, so that every way of writing an answer stays open to the model.
 
+use crate::contained::contained;
 use crate::model::Text;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
@@ -12,6 +13,9 @@ use std::sync::{Arc, OnceLock};
 
 /// White space between the parts of an answer: one space, or a small model fills its answer with it (as outlines has it).
 const WHITESPACE: &str = "[ ]?";
+
+/// Bytes of the library's words that a client is told; they may quote all of a schema.
+const MAX_REASON: usize = 300;
 
 /// The form that an answer must have.
 #[derive(Clone, PartialEq)]
@@ -63,7 +67,7 @@ impl Grammars {
         let parser = factory.create_parser(TopLevelGrammar::from_json_schema(schema));
         let matcher = Matcher::new(parser);
         match matcher.get_error() {
-            Some(error) => Err(GrammarError::Form(error)),
+            Some(error) => Err(GrammarError::Form(reason(&error))),
             None => Ok(Grammar { matcher, eos: self.eos.clone() }),
         }
     }
@@ -72,7 +76,7 @@ impl Grammars {
         let known = |error: &dyn std::fmt::Display| GrammarError::Tokenizer(error.to_string());
         let tokenizer = self.text.to_json().map_err(|error| known(&error))?;
         // The library asserts where a tokenizer names a byte that is none.
-        let reading = std::panic::catch_unwind(|| token_bytes_from_tokenizer_json(&tokenizer));
+        let reading = contained(|| token_bytes_from_tokenizer_json(&tokenizer));
         let reading = reading.map_err(|_| GrammarError::Tokenizer("it names a byte that is none".to_owned()))?;
         let mut bytes = reading.map_err(|error| known(&error))?;
         let eos = *self.eos.first().ok_or_else(|| GrammarError::Tokenizer("it has no token that ends".to_owned()))?;
@@ -85,6 +89,20 @@ impl Grammars {
         factory.limits_mut().verbose_errors = false;
         Ok(factory)
     }
+}
+
+/// What of the library's words helps a client. Where it panicked it has none: it checks a result of its own that some
+/// numbers break, and adds where that was.
+fn reason(error: &str) -> String {
+    if error.contains("panic:") {
+        return "some bound in it (`minimum`, `maximum`, `multipleOf`, a length or a pattern) is beyond what can be \
+                compiled; use smaller bounds"
+            .to_owned();
+    }
+    let line = error.lines().next().unwrap_or_default();
+    let cut = line.floor_char_boundary(MAX_REASON);
+    let dots = if cut < line.len() { "…" } else { "" };
+    format!("{}{dots}; ask for a simpler schema", &line[..cut])
 }
 
 /// Where an answer stands within its form.

@@ -58,6 +58,8 @@ pub struct Options {
     /// Tokens whose keys and values are kept after their requests, for live requests that begin alike; 0 = nothing is
     /// shared. None: the memory plan says how many, and without a plan 2048.
     pub prefix_tokens: Option<usize>,
+    /// Memory that reading requests takes at most, before the engine has them; it is in the plan.
+    pub request_bytes: usize,
 }
 
 impl Options {
@@ -76,6 +78,7 @@ impl Default for Options {
             prefill_chunk: 256,
             prefill_budget: Duration::from_millis(100),
             prefix_tokens: None,
+            request_bytes: 0,
         }
     }
 }

@@ -19,6 +19,8 @@ pub struct MemoryPlan {
     pub kept_tokens: usize,
     /// Rows of a pass: prompt tokens and one of each sequence, and logits.
     pub passes: usize,
+    /// Requests that are being read.
+    pub requests: usize,
     /// Precision of keys and values.
     pub kv_bits: KvBits,
     /// Sequences that may run at once.
@@ -74,6 +76,7 @@ impl MemoryPlan {
             kept: KvCache::bytes_of(config, kv_bits, kept_tokens),
             kept_tokens,
             passes: pass_bytes(config, options.prefill_chunk, sequences),
+            requests: options.request_bytes,
             kv_bits,
             sequences,
         };
@@ -117,13 +120,14 @@ impl MemoryPlan {
     }
 
     /// What the total is made of, by name.
-    pub fn parts(&self) -> [(&'static str, usize); 5] {
+    pub fn parts(&self) -> [(&'static str, usize); 6] {
         [
             ("program", self.program),
             ("weights", self.weights),
             ("sequences", self.kv_per_sequence.saturating_mul(self.sequences)),
             ("prefixes", self.kept),
             ("passes", self.passes),
+            ("requests", self.requests),
         ]
     }
 
@@ -135,11 +139,11 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { program, weights, kv_per_sequence, kept, passes, kv_bits, sequences, .. } = self;
+        let Self { program, weights, kv_per_sequence, kept, passes, requests, kv_bits, sequences, .. } = self;
         write!(
             f,
             "program {program}, weights {weights}, {sequences} sequences of {kv_per_sequence} at {kv_bits} bits, \
-             kept prefixes {kept}, passes {passes}"
+             kept prefixes {kept}, passes {passes}, requests {requests}"
         )
     }
 }

@@ -87,6 +87,15 @@ pub enum LoadError {
         #[source]
         source: minijinja::Error,
     },
+    /// The chat template fails on a chat that every model answers.
+    #[error("{}: the chat template fails on a plain chat; correct it or remove it to serve /v1/completions only", path.display())]
+    Chat {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// How it fails.
+        #[source]
+        source: TextError,
+    },
 }
 
 /// Why one tensor was refused.
@@ -206,5 +215,48 @@ pub enum TextError {
     NoTemplate,
     /// The chat template raised an error, for example because it takes no system message.
     #[error("the model's chat template refused these messages")]
+    Refused(#[source] minijinja::Error),
+    /// The chat template failed.
+    #[error("the model's chat template failed")]
     Template(#[source] minijinja::Error),
+    /// The chat template made too much of the messages.
+    #[error("the model's chat template wrote more than {most} bytes")]
+    Rendered {
+        /// Most bytes.
+        most: usize,
+    },
+    /// The operating system gave no thread for the chat template.
+    #[error("the thread of the chat template did not start")]
+    Thread(#[source] std::io::Error),
+    /// More messages than a template may be run on.
+    #[error("the chat has {messages} messages of {bytes} bytes together; send fewer or shorter ones")]
+    ChatTooLong {
+        /// Messages.
+        messages: usize,
+        /// Bytes of their texts.
+        bytes: usize,
+    },
+    /// More text than the tokenizer may be given.
+    #[error("the text has {bytes} bytes; this model's tokenizer is given at most {most}")]
+    TooLong {
+        /// Bytes of the text.
+        bytes: usize,
+        /// Most bytes.
+        most: usize,
+    },
+    /// The tokenizer gave an id that the model does not know.
+    #[error("the tokenizer gave the id {id}, but the model has {rows} ids")]
+    Vocabulary {
+        /// The id.
+        id: u32,
+        /// Ids run from 0 to one below this.
+        rows: usize,
+    },
+}
+
+impl TextError {
+    /// Whether another request could have been answered: the fault is not the model's.
+    pub fn is_of_the_request(&self) -> bool {
+        matches!(self, Self::NoTemplate | Self::Refused(_) | Self::ChatTooLong { .. } | Self::TooLong { .. })
+    }
 }

@@ -1,30 +1,38 @@
 //! Tokenizer and chat template of a model directory.
 
+mod chat;
+#[cfg(test)]
+mod hostile;
+mod tokenizer;
+
 use super::config::{ModelConfig, read_json};
 use super::digest::hex;
+use super::gguf::Carried;
 use super::{LoadError, TextError, files};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value};
+use chat::Template;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use tokenizer::Bounds;
 use tokenizers::Tokenizer;
 
-/// Steps a chat template may take: a real one takes some hundreds per message.
-const TEMPLATE_FUEL: u64 = 10_000_000;
+/// Bytes of a text after its normalizer: four times what a request's body holds.
+const MAX_TEXT: usize = 4 << 20;
 /// Tokens that a stream holds back while they decode to an incomplete character; a character has at most four bytes,
 /// and a byte-level token at least one.
 const HELD_BACK: usize = 8;
 /// Tokens of a prompt that are decoded with the first ones of its answer, as many as in vLLM.
 const BEFORE: usize = 6;
-const TEMPLATE: &str = "chat";
 
 /// Tokenizer and chat template. Cheap to clone; safe to share between threads.
 #[derive(Clone)]
 pub struct Text {
     tokenizer: Arc<Tokenizer>,
-    template: Option<Arc<Environment<'static>>>,
+    bounds: Bounds,
+    /// Rows of the embedding.
+    vocabulary: usize,
+    template: Option<Arc<Template>>,
     special: Arc<BTreeMap<&'static str, String>>,
     tokenizer_hash: String,
     template_hash: String,
@@ -44,8 +52,8 @@ impl Text {
     /// `chat_template` of tokenizer_config.json.
     ///
     /// # Errors
-    /// [`LoadError`] if a file is missing or malformed, if the template does not compile, or if the tokenizer has ids
-    /// that the embedding of config.json has not.
+    /// [`LoadError`] if a file is missing or malformed, if the template does not compile, if the tokenizer has ids that
+    /// the embedding of config.json has not or steps without bounds, or if either fails on an example.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
         // A tokenizer.json beside a GGUF file wins over the one inside it.
@@ -61,7 +69,8 @@ impl Text {
                 source,
             })?,
         };
-        let mut tokenizer = parse(&bytes).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
+        let mut tokenizer =
+            tokenizer::parse(&bytes).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
         // Limits belong to the server: a tokenizer that cuts or fills texts would answer another prompt than was asked.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
@@ -76,6 +85,29 @@ impl Text {
                 remedy: "use the tokenizer that the model was trained with".to_owned(),
             });
         }
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| LoadError::Tokenizer { path: path.clone(), source };
+        let bounds = Bounds::of(&tokenizer, vocab_size).map_err(failed)?.map_err(|fault| LoadError::Config {
+            path: path.clone(),
+            field: fault.field.to_owned(),
+            problem: fault.problem,
+            remedy: "use the tokenizer that the model was trained with".to_owned(),
+        })?;
+        let text = Self {
+            tokenizer: Arc::new(tokenizer),
+            bounds,
+            vocabulary: vocab_size,
+            template: None,
+            special: Arc::default(),
+            tokenizer_hash: hex(&Sha256::digest(&bytes)),
+            template_hash: String::new(),
+        };
+        text.probe().map_err(|error| failed(error.into()))?;
+        text.with_template(dir, carried)
+    }
+
+    /// Adds the chat template, where there is one.
+    fn with_template(mut self, dir: &Path, carried: Option<Carried>) -> Result<Self, LoadError> {
         let (mut template, mut special) = read_template(dir)?;
         if let Some(carried) = carried {
             template = template.or(carried.template.map(|source| ("the GGUF file", source)));
@@ -83,20 +115,23 @@ impl Text {
                 special.entry(name).or_insert(text);
             }
         }
-        let template_hash = hex(&Sha256::digest(template.as_ref().map_or("", |(_, source)| source)));
-        let template = match template {
-            None => None,
-            Some((path, source)) => Some(Arc::new(
-                environment(source).map_err(|source| LoadError::Template { path: dir.join(path), source })?,
-            )),
-        };
-        Ok(Self {
-            tokenizer: Arc::new(tokenizer),
-            template,
-            special: Arc::new(special),
-            tokenizer_hash: hex(&Sha256::digest(&bytes)),
-            template_hash,
-        })
+        self.template_hash = hex(&Sha256::digest(template.as_ref().map_or("", |(_, source)| source)));
+        self.special = Arc::new(special);
+        let Some((file, source)) = template else { return Ok(self) };
+        let path = dir.join(file);
+        if source.len() > chat::MAX_SOURCE {
+            return Err(LoadError::Config {
+                path,
+                field: "chat_template".to_owned(),
+                problem: format!("has {} bytes; at most {} are compiled", source.len(), chat::MAX_SOURCE),
+                remedy: "shorten it, or remove it to serve /v1/completions only".to_owned(),
+            });
+        }
+        let compiled = Template::compile(source);
+        let compiled = compiled.map_err(|source| LoadError::Template { path: path.clone(), source })?;
+        self.template = Some(Arc::new(compiled));
+        self.probe_chat().map_err(|source| LoadError::Chat { path, source })?;
+        Ok(self)
     }
 
     /// Token ids of a prompt, with the special tokens that the tokenizer adds (for example a leading BOS).
@@ -110,18 +145,48 @@ impl Text {
     }
 
     fn ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self.tokenizer.encode_fast(text, add_special).map_err(TextError::Tokenizer)?;
-        Ok(encoding.get_ids().to_vec())
+        tokenizer::admissible(text.len(), self.bounds.growth)?;
+        let ids = tokenizer::ids(&self.tokenizer, text, add_special)?;
+        match ids.iter().find(|id| **id as usize >= self.vocabulary) {
+            Some(&id) => Err(TextError::Vocabulary { id, rows: self.vocabulary }),
+            None => Ok(ids),
+        }
+    }
+
+    /// Most bytes of a text that `tokens` tokens can hold, where that is certain.
+    pub(crate) fn most_bytes(&self, tokens: usize) -> Option<usize> {
+        self.bounds.widest.map(|widest| widest.saturating_mul(tokens))
+    }
+
+    fn probe(&self) -> Result<(), TextError> {
+        for ids in [self.encode(tokenizer::PROBE)?, self.encode_chat(tokenizer::PROBE)?] {
+            self.decode(&ids)?;
+            self.decode_all(&ids)?;
+        }
+        Ok(())
+    }
+
+    /// Renders what every chat model answers. A template may refuse it: that it says so itself shows that it runs.
+    fn probe_chat(&self) -> Result<(), TextError> {
+        let message = |role: &str| ChatMessage { role: role.to_owned(), content: tokenizer::PROBE.to_owned() };
+        for roles in [&["user"][..], &["user", "assistant", "user"]] {
+            let messages: Vec<ChatMessage> = roles.iter().map(|role| message(role)).collect();
+            match self.chat(&messages, true) {
+                Ok(_) | Err(TextError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Text of token ids, without special tokens. Incomplete UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        self.tokenizer.decode(ids, true).map_err(TextError::Tokenizer)
+        tokenizer::decode(&self.tokenizer, ids, true)
     }
 
     /// Text of token ids with special tokens written out. Incomplete UTF-8 becomes U+FFFD.
     pub fn decode_all(&self, ids: &[u32]) -> Result<String, TextError> {
-        self.tokenizer.decode(ids, false).map_err(TextError::Tokenizer)
+        tokenizer::decode(&self.tokenizer, ids, false)
     }
 
     /// The tokenizer as its tokenizer.json would say it.
@@ -168,20 +233,11 @@ impl Text {
     /// Encode it with [`Text::encode_chat`].
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`] without a template; [`TextError::Template`] if the template refuses the messages.
+    /// [`TextError::NoTemplate`] without a template; [`TextError::Refused`] if the template refuses the messages,
+    /// [`TextError::Template`] if it fails.
     pub fn chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
-        let environment = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|m| Value::from_pairs([("role", Value::from(&m.role)), ("content", Value::from(&m.content))]))
-            .collect();
-        let mut context = BTreeMap::from([
-            ("messages", Value::from(messages)),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-        ]);
-        context.extend(self.special.iter().map(|(name, text)| (*name, Value::from(text))));
-        let template = environment.get_template(TEMPLATE).map_err(TextError::Template)?;
-        template.render(Value::from(context)).map_err(TextError::Template)
+        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        template.render(messages, add_generation_prompt, &self.special)
     }
 
     /// SHA-256 of tokenizer.json, in lower-case hex.
@@ -266,15 +322,9 @@ fn byte_of(character: char) -> Option<u8> {
 }
 
 /// The template with the file it came from, and the special tokens by their names in templates.
-type Template = (Option<(&'static str, String)>, BTreeMap<&'static str, String>);
+type Found = (Option<(&'static str, String)>, BTreeMap<&'static str, String>);
 
-/// The library panics on some malformed files where it should refuse them: it expects of a part what it did not check.
-fn parse(bytes: &[u8]) -> Result<Tokenizer, tokenizers::Error> {
-    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
-    parsed.unwrap_or_else(|_| Err("a part of it is not what its type says".into()))
-}
-
-fn read_template(dir: &Path) -> Result<Template, LoadError> {
+fn read_template(dir: &Path) -> Result<Found, LoadError> {
     const JINJA: &str = "chat_template.jinja";
     const CONFIG: &str = "tokenizer_config.json";
     let config: serde_json::Value = match dir.join(CONFIG) {
@@ -314,20 +364,6 @@ fn read_template(dir: &Path) -> Result<Template, LoadError> {
     Ok((source.map(|source| (CONFIG, source.to_owned())), special))
 }
 
-/// Jinja as transformers sets it up for chat templates.
-fn environment(source: String) -> Result<Environment<'static>, minijinja::Error> {
-    let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_fuel(Some(TEMPLATE_FUEL));
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_template_owned(TEMPLATE, source)?;
-    Ok(environment)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,7 +372,7 @@ mod tests {
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
     /// A directory with a byte-level tokenizer: token = byte (in the alphabet's order), `<s>` 256, `</s>` 257.
-    fn folder() -> tempfile::TempDir {
+    pub(super) fn folder() -> tempfile::TempDir {
         let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
         alphabet.sort_unstable();
         let mut vocab: serde_json::Map<String, serde_json::Value> =
@@ -376,7 +412,7 @@ mod tests {
         Text::load(dir.path()).unwrap()
     }
 
-    fn message(role: &str, content: &str) -> ChatMessage {
+    pub(super) fn message(role: &str, content: &str) -> ChatMessage {
         ChatMessage { role: role.into(), content: content.into() }
     }
 
@@ -496,10 +532,10 @@ mod tests {
     #[test]
     fn templates_can_refuse_and_cannot_run_for_ever() {
         let refusing = with_template("{{ raise_exception('no system message') }}");
-        let Err(TextError::Template(error)) = refusing.chat(&[message("system", "x")], true) else { panic!() };
+        let Err(TextError::Refused(error)) = refusing.chat(&[message("system", "x")], true) else { panic!() };
         assert!(error.to_string().contains("no system message"));
         let endless = with_template(
-            "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+            "{% if not messages %}{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}{% endif %}",
         );
         assert!(matches!(endless.chat(&[], true), Err(TextError::Template(_))));
         let none = Text::load(folder().path()).unwrap();

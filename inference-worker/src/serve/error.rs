@@ -78,6 +78,17 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", code, message)
     }
 
+    /// 429 where as many requests are read as may be at once.
+    pub(crate) fn crowded() -> Self {
+        let message = "as many requests are being read as this server reads at once; try again after a moment";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "reading_full", message)
+    }
+
+    /// The fault is not the client's.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.status.is_server_error()
+    }
+
     /// What a job that was not taken is answered, and how it counts; `gap` is how soon a slot becomes free.
     pub(crate) fn refused(refused: Refused, gap: Duration) -> (Self, ErrorClass) {
         match refused {

@@ -1,6 +1,7 @@
 //! The internal port, for the operator and for peers: JSON unless said otherwise, bounded bodies, no field that names
 //! a place to call.
 
+use super::body;
 use super::error::InternalError;
 use super::worker::{Loaded, NotReady, Worker};
 use crate::compare::{StartRefused, Stored, halves};
@@ -132,18 +133,20 @@ fn loaded(worker: &Worker) -> Answer<&Loaded> {
 }
 
 async fn read<T: DeserializeOwned>(body: Body) -> Answer<T> {
-    let reading = axum::body::to_bytes(body, MAX_BODY);
-    let bytes = match tokio::time::timeout(BODY_TIME, reading).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => {
+    let bytes = body::read(body, MAX_BODY, BODY_TIME).await.map_err(|unread| match unread {
+        body::Unread::TooLarge => {
             let message = format!("the body is larger than {MAX_BODY} bytes");
-            return Err(InternalError::new(StatusCode::PAYLOAD_TOO_LARGE, "bodyTooLarge", message));
+            InternalError::new(StatusCode::PAYLOAD_TOO_LARGE, "bodyTooLarge", message)
         }
-        Err(_) => {
+        body::Unread::TooSlow => {
             let message = format!("the body did not arrive within {BODY_TIME:?}");
-            return Err(InternalError::new(StatusCode::REQUEST_TIMEOUT, "bodyTooSlow", message));
+            InternalError::new(StatusCode::REQUEST_TIMEOUT, "bodyTooSlow", message)
         }
-    };
+        body::Unread::Broken => {
+            let message = "the body ended early or its chunks are not framed as HTTP says; send it again";
+            InternalError::new(StatusCode::BAD_REQUEST, "badBody", message)
+        }
+    })?;
     serde_json::from_slice(&bytes).map_err(|error| InternalError::invalid(format!("the body is not valid: {error}")))
 }
 

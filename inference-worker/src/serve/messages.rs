@@ -1,27 +1,32 @@
 //! The messages of a chat, and the prompt that the model's template makes of them.
 
-use super::error::{ApiError, chain};
+use super::error::ApiError;
 use super::fields::{name, wrong};
+use super::openai::{Limits, failed, fitting};
 use crate::model::{ChatMessage, Text};
 use serde_json::{Map, Value};
 
 const FIELD: &str = "messages";
 
-/// Token ids of a chat. `special` adds what the tokenizer adds to texts, beside what the template has written.
+/// Token ids of a chat, within `limits` where they are to be answered. `special` adds what the tokenizer adds to texts, beside what the template has written.
 pub(super) fn encode(
     messages: Vec<Value>,
     add_generation_prompt: bool,
     special: bool,
     text: &Text,
+    limits: Option<Limits>,
 ) -> Result<Vec<u32>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid(FIELD, "`messages` is empty; send at least one message"));
     }
     let messages = messages.into_iter().enumerate().map(|(at, message)| read(at, message));
     let messages = messages.collect::<Result<Vec<_>, _>>()?;
-    let refused = |error| ApiError::invalid(FIELD, chain(&error));
-    let rendered = text.chat(&messages, add_generation_prompt).map_err(refused)?;
-    if special { text.encode(&rendered) } else { text.encode_chat(&rendered) }.map_err(refused)
+    let rendered = text.chat(&messages, add_generation_prompt).map_err(|error| failed(FIELD, &error))?;
+    let encode = if special { Text::encode } else { Text::encode_chat };
+    match limits {
+        Some(limits) => fitting(&rendered, text, limits, encode),
+        None => encode(text, &rendered).map_err(|error| failed(FIELD, &error)),
+    }
 }
 
 fn read(at: usize, message: Value) -> Result<ChatMessage, ApiError> {

@@ -4,6 +4,7 @@
 //! text, `account` counts how it ended. Text of prompts and answers is in no log and in no metric.
 
 mod account;
+mod body;
 mod confidence;
 mod continuations;
 mod defaults;
@@ -17,6 +18,7 @@ mod listen;
 mod messages;
 mod metrics;
 mod openai;
+mod parsing;
 mod public;
 mod reply;
 mod split;

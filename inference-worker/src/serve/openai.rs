@@ -104,8 +104,8 @@ fn completion(fields: &mut Fields, text: &Text, limits: Limits) -> Result<Ask, A
     let special = fields.take("add_special_tokens")?.unwrap_or(true);
     let prompts = match fields.need("prompt")? {
         Prompts::Texts(texts) => {
-            let encode = |one: &String| encoded(if special { text.encode(one) } else { text.encode_chat(one) });
-            texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?
+            let encode = if special { Text::encode } else { Text::encode_chat };
+            texts.iter().map(|one| fitting(one, text, limits, encode)).collect::<Result<Vec<_>, _>>()?
         }
         Prompts::Tokens(prompts) => prompts,
     };
@@ -137,7 +137,7 @@ fn chat(fields: &mut Fields, text: &Text, limits: Limits) -> Result<Ask, ApiErro
     let messages = fields.need("messages")?;
     // Before the template: it would answer what is not supported in its own words.
     unsupported::refuse(fields.rest())?;
-    let prompt = messages::encode(messages, opens.unwrap_or(true), special.unwrap_or(false), text)?;
+    let prompt = messages::encode(messages, opens.unwrap_or(true), special.unwrap_or(false), text, Some(limits))?;
     let wanted = fields.take("max_completion_tokens")?;
     let wanted = fields.take("max_tokens")?.filter(|_| wanted.is_none()).or(wanted);
     check(Kind::Chat, vec![prompt], wanted, likelihood, fields, limits)
@@ -157,7 +157,7 @@ pub(crate) fn tokenize(body: &[u8], text: &Text) -> Result<Vec<u32>, ApiError> {
         (Some(prompt), None, None) => encoded(text.encode_chat(&prompt)),
         (None, Some(content), None) if ours.unwrap_or(false) => encoded(text.encode(&content)),
         (None, Some(content), None) => encoded(text.encode_chat(&content)),
-        (None, None, Some(messages)) => messages::encode(messages, opens, special.unwrap_or(false), text),
+        (None, None, Some(messages)) => messages::encode(messages, opens, special.unwrap_or(false), text, None),
         _ => Err(ApiError::invalid("prompt", "send exactly one of `prompt`, `content` and `messages`")),
     }
 }
@@ -166,7 +166,7 @@ pub(crate) fn tokenize(body: &[u8], text: &Text) -> Result<Vec<u32>, ApiError> {
 pub(crate) fn detokenize(body: &[u8], text: &Text, limits: Limits) -> Result<String, ApiError> {
     let tokens: Vec<u32> = Fields::of(body)?.need("tokens")?;
     inside("tokens", &tokens, limits.vocabulary)?;
-    text.decode_all(&tokens).map_err(|error| ApiError::invalid("tokens", chain(&error)))
+    text.decode_all(&tokens).map_err(|error| failed("tokens", &error))
 }
 
 fn inside(name: &'static str, ids: &[u32], vocabulary: usize) -> Result<(), ApiError> {
@@ -176,7 +176,39 @@ fn inside(name: &'static str, ids: &[u32], vocabulary: usize) -> Result<(), ApiE
 }
 
 fn encoded<T>(done: Result<T, TextError>) -> Result<T, ApiError> {
-    done.map_err(|error| ApiError::invalid("prompt", chain(&error)))
+    done.map_err(|error| failed("prompt", &error))
+}
+
+/// The tokens of a text, unless it is certain that they do not fit: then it is not read.
+pub(super) fn fitting(
+    one: &str,
+    text: &Text,
+    limits: Limits,
+    encode: impl Fn(&Text, &str) -> Result<Vec<u32>, TextError>,
+) -> Result<Vec<u32>, ApiError> {
+    if let Some(most) = text.most_bytes(limits.context)
+        && one.len() > most
+    {
+        return Err(ApiError::too_long(format!(
+            "the prompt has {} bytes and the context is {} tokens, which hold at most {most}; shorten the prompt",
+            one.len(),
+            limits.context
+        )));
+    }
+    encode(text, one).map_err(|error| failed("prompt", &error))
+}
+
+/// What the client could have sent otherwise is refused; a tokenizer or a template that fails is this server's error.
+pub(super) fn failed(param: &'static str, error: &TextError) -> ApiError {
+    match error {
+        TextError::TooLong { .. } | TextError::ChatTooLong { .. } => ApiError::too_long(error.to_string()),
+        _ if error.is_of_the_request() => ApiError::invalid(param, chain(error)),
+        // The library's words may quote the prompt, and are of no use to a client.
+        TextError::Tokenizer(_) | TextError::Vocabulary { .. } => {
+            ApiError::internal("tokenizer_failed", error.to_string())
+        }
+        _ => ApiError::internal("template_failed", error.to_string()),
+    }
 }
 
 fn likeliest(name: &'static str, count: Option<u32>) -> Result<Option<usize>, ApiError> {

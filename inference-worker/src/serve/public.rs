@@ -8,7 +8,7 @@ use super::reply::Reply;
 use super::split;
 use super::tiers::{TIER_HEADER, Tiers, tier};
 use super::worker::{Loaded, NotReady, Worker};
-use super::{stream, tokens};
+use super::{body, parsing, stream, tokens};
 use crate::engine::{Class, Grammar, Job, Sampling, Work};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
@@ -28,11 +28,9 @@ pub const TIME_HEADER: &str = "x-request-timeout-ms";
 /// A gateway's id of a request; its hash decides whether the prompt is shadowed. No other header plays a part in that.
 pub(super) const ID_HEADER: &str = "x-request-id";
 /// Bytes of a request's body.
-const MAX_BODY: usize = 1 << 20;
+pub(super) const MAX_BODY: usize = 1 << 20;
 /// A client must send its body within this time.
 const BODY_TIME: Duration = Duration::from_secs(30);
-/// Bodies above this size are parsed and tokenised off the threads that serve connections.
-const SMALL_BODY: usize = 16 << 10;
 
 /// Routes of the public port.
 pub fn router(worker: Arc<Worker>) -> Router {
@@ -94,9 +92,10 @@ async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Bod
         return Err(ApiError::unavailable(NotReady::Loading.text()));
     };
     let mut time = time(headers, arrival, worker.settings.request_timeout)?;
-    let ask = parse(worker, loaded, kind, body.clone()).await?;
+    let bytes = body.len();
+    let ask = parse(worker, loaded, kind, body.clone(), &time).await?;
     fits(&ask, worker.settings.engine.queue)?;
-    let grammar = grammar(worker, loaded, &ask).await?;
+    let grammar = grammar(worker, loaded, &ask, bytes, &time).await?;
     let tiers = Tiers::new(worker, loaded, headers, kind.path(), body, ask.stream, arrival)?;
     if tiers.is_elsewhere() {
         return tiers.asked_for().await;
@@ -204,7 +203,7 @@ async fn open(
 }
 
 /// The server's limit, or a shorter one that the client asks for.
-fn time(headers: &HeaderMap, arrival: Instant, limit: Duration) -> Result<Time, ApiError> {
+pub(super) fn time(headers: &HeaderMap, arrival: Instant, limit: Duration) -> Result<Time, ApiError> {
     let Some(asked) = headers.get(TIME_HEADER) else {
         return Ok(Time { arrival, limit, first: None, by_client: false });
     };
@@ -217,46 +216,64 @@ fn time(headers: &HeaderMap, arrival: Instant, limit: Duration) -> Result<Time, 
 }
 
 pub(super) async fn read(body: Body) -> Result<Bytes, ApiError> {
-    let reading = axum::body::to_bytes(body, MAX_BODY);
-    match tokio::time::timeout(BODY_TIME, reading).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        // The other cause is a connection that broke, where nobody reads the answer.
-        Ok(Err(_)) => {
+    body::read(body, MAX_BODY, BODY_TIME).await.map_err(|unread| match unread {
+        body::Unread::TooLarge => {
             let message = format!("the body is larger than {MAX_BODY} bytes; send a shorter prompt");
-            Err(ApiError::http(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+            ApiError::http(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
         }
-        Err(_) => {
-            let message = format!("the body did not arrive within {BODY_TIME:?}");
-            Err(ApiError::http(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
+        body::Unread::TooSlow => {
+            let message = format!("the body did not arrive within {BODY_TIME:?}; send it at once");
+            ApiError::http(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message)
         }
-    }
+        body::Unread::Broken => {
+            let message = "the body ended early or its chunks are not framed as HTTP says; send it again";
+            ApiError::http(StatusCode::BAD_REQUEST, "bad_body", message)
+        }
+    })
 }
 
-/// Runs `work` on a body of so many bytes: here, or for a large one off the threads that serve connections.
-pub(super) async fn off_thread<T: Send + 'static>(
-    bytes: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    if bytes <= SMALL_BODY {
-        return Ok(work());
-    }
-    let failed = |_| ApiError::internal("tokenizer_failed", "the request could not be read");
-    tokio::task::spawn_blocking(work).await.map_err(failed)
-}
-
-async fn parse(worker: &Arc<Worker>, loaded: &Loaded, kind: Kind, body: Bytes) -> Result<Ask, ApiError> {
+async fn parse(worker: &Arc<Worker>, loaded: &Loaded, kind: Kind, body: Bytes, time: &Time) -> Result<Ask, ApiError> {
     let (text, limits) = (loaded.text.clone(), loaded.limits());
-    let parsing = off_thread(body.len(), move || openai::parse(kind, &body, &text, limits)).await;
-    parsing.inspect_err(|_| worker.account.start(Instant::now()).fail(ErrorClass::Server))?
+    let parsed = worker.desk.run(body.len(), time, move || openai::parse(kind, &body, &text, limits)).await;
+    let (error, class) = match parsed {
+        Ok(Ok(ask)) => return Ok(ask),
+        Ok(Err(error)) => {
+            let class = error.is_ours().then_some(ErrorClass::Server);
+            (error, class)
+        }
+        Err(unread) => unread.answer(time),
+    };
+    if let Some(class) = class {
+        worker.account.start(time.arrival).fail(class);
+    }
+    Err(error)
 }
 
-/// The form that the answer must have, where one is asked for. Compiled off the threads that serve connections.
-async fn grammar(worker: &Arc<Worker>, loaded: &Loaded, ask: &Ask) -> Result<Option<Grammar>, ApiError> {
+/// The form that the answer must have, where one is asked for. One that is not compiled in time is the client's, as one
+/// that outgrows its limits later.
+async fn grammar(
+    worker: &Arc<Worker>,
+    loaded: &Loaded,
+    ask: &Ask,
+    bytes: usize,
+    time: &Time,
+) -> Result<Option<Grammar>, ApiError> {
     let Some(form) = ask.form.clone() else { return Ok(None) };
     let grammars = Arc::clone(&loaded.grammars);
-    let failed = |_| ApiError::internal("grammar_failed", "the form of the answer could not be read");
-    let compiling = tokio::task::spawn_blocking(move || grammars.compile(&form)).await.map_err(failed);
-    let compiled = compiling.inspect_err(|_| worker.account.start(Instant::now()).fail(ErrorClass::Server))?;
+    let compiled = match worker.desk.run(bytes, time, move || grammars.compile(&form)).await {
+        Ok(compiled) => compiled,
+        Err(parsing::Unread::Late) => {
+            let message = format!("the schema was not compiled within {:?}; ask for a simpler one", time.limit);
+            return Err(ApiError::deadline(message));
+        }
+        Err(unread) => {
+            let (error, class) = unread.answer(time);
+            if let Some(class) = class {
+                worker.account.start(time.arrival).fail(class);
+            }
+            return Err(error);
+        }
+    };
     compiled.map(Some).map_err(|error| ApiError::invalid("response_format", error.to_string()))
 }
 

@@ -6,6 +6,8 @@ use super::continuations::Continuations;
 use super::defaults::{Defaults, DefaultsError, GenerationConfig};
 use super::metrics::{Build, Metrics, Names};
 use super::openai::Limits;
+use super::parsing::{self, Desk};
+use super::public::MAX_BODY;
 use super::split;
 use super::upstream::{Upstream, UpstreamSettings};
 use super::users::Users;
@@ -202,6 +204,8 @@ pub struct Worker {
     pub(crate) model_name: String,
     /// Users of an A/B test.
     pub(crate) users: Users,
+    /// Where requests are read.
+    pub(super) desk: Desk,
     loaded: OnceLock<Loaded>,
     draining: AtomicBool,
     answers: AtomicU64,
@@ -237,6 +241,7 @@ impl Worker {
             model_name,
             settings,
             users: Users::default(),
+            desk: Desk::default(),
             loaded: OnceLock::new(),
             draining: AtomicBool::new(false),
             answers: AtomicU64::new(0),
@@ -283,6 +288,7 @@ impl Worker {
         match model {
             Runner::Cpu(model) => {
                 model.self_test().map_err(StartError::SelfTest)?;
+                let engine = engine::Options { request_bytes: parsing::memory(MAX_BODY), ..engine };
                 let plan = MemoryPlan::of(model, &engine, memory_budget).map_err(StartError::Budget)?;
                 tracing::info!(total = plan.total(), budget = memory_budget, %plan, "memory in bytes at most");
                 self.account.metrics().set_plan(&plan.parts());

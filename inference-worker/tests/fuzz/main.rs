@@ -7,8 +7,10 @@ mod targets;
 
 use inference_worker::engine::random::Random;
 use peak_alloc::PeakAlloc;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -18,6 +20,8 @@ const ROUNDS: u32 = 60;
 /// Memory that an input may cost: a share of its own size, and what a small model and its caches take anyway.
 const PER_BYTE: usize = 256;
 const ANYWAY: usize = 48 << 20;
+/// One that takes longer hangs: none takes a second on an idle machine.
+const TIME: Duration = Duration::from_secs(120);
 
 /// What parsers trip over: sizes, signs, nesting, and ends of things.
 const WORDS: [&[u8]; 20] = [
@@ -98,14 +102,27 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
 fn check(name: &str, target: fn(&[u8]), input: &[u8], what: &str) {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
-    let outcome = catch_unwind(AssertUnwindSafe(|| target(input)));
+    let (done, end) = mpsc::channel();
+    let copy = input.to_vec();
+    // One that hangs is left behind: the test ends without it.
+    let running = thread::spawn(move || {
+        target(&copy);
+        // Nobody waits for it any more where its time is up.
+        let _ = done.send(());
+    });
+    let outcome = end.recv_timeout(TIME);
     let taken = MEMORY.peak_usage().saturating_sub(before);
-    if outcome.is_ok() && taken <= ANYWAY + PER_BYTE * input.len() {
-        return;
-    }
+    let why = match outcome {
+        Ok(()) if taken <= ANYWAY + PER_BYTE * input.len() => {
+            running.join().unwrap();
+            return;
+        }
+        Ok(()) => format!("took {taken} bytes"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => "panicked".to_owned(),
+        Err(mpsc::RecvTimeoutError::Timeout) => format!("did not end within {TIME:?}"),
+    };
     let found = std::env::temp_dir().join(format!("finding-{name}"));
     std::fs::write(&found, input).unwrap();
-    let why = if outcome.is_err() { "panicked".to_owned() } else { format!("took {taken} bytes") };
     panic!("{name}, {what}: {why}; the {} bytes of input are in {}", input.len(), found.display());
 }
 

@@ -169,3 +169,47 @@ for name, which, body in [
 ]:
     write(f"corpus/frames/{name}", bytes([which]) + compact(body).encode())
 write("corpus/frames/logits", bytes([4]) + f16(16) + b"\xff\x7f\x00\x7c")
+
+# What broke a worker once: each must be refused, or answered.
+with_tokenizer = lambda **parts: compact({**tokenizer(), **parts})
+replace = lambda pattern, content: {"type": "Replace", "pattern": pattern, "content": content}
+steps = lambda step, times: {"type": "Sequence", "normalizers": [step] * times}
+special = lambda name, ids: {
+    "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [], "special_tokens": {name: {"id": name, "ids": ids, "tokens": ["x"] * len(ids)}} if ids else {}}
+for name, parts in [
+    ("unknown-special", {"post_processor": special("B", [])}), ("id-outside", {"post_processor": special("A", [999999])}),
+    ("replace-empty", {"normalizer": replace({"String": ""}, "aa")}), ("fixed-length-0", {"pre_tokenizer": {"type": "FixedLength", "length": 0}}),
+    ("doubled", {"normalizer": steps(replace({"String": "a"}, "aa"), 40)}),
+    ("thousandfold", {"normalizer": steps(replace({"String": "a"}, "a" * 1000), 4)}),
+    ("grown", {"normalizer": replace({"Regex": "[a-z]"}, "abc")}),
+]:
+    write(f"corpus/tokenizer/{name}", with_tokenizer(**parts))
+nested = "{% set ns=namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x=[ns.x] %}{% endfor %}"
+for name, source in [
+    ("undefined", "{{ messages[0].nope.x }}"), ("nots", "{{ " + "not " * 9000 + "1 }}"), ("signs", "{{ " + "-" * 60000 + "1 }}"),
+    ("nested", nested + "{{ ns.x|tojson }}"), ("nested-drop", "{% for j in range(6) %}" + nested + "{% endfor %}ok"),
+    ("joined", "{% set ns=namespace(x='a') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x|length }}"),
+    ("shared", "{% set ns=namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x=[ns.x,ns.x] %}{% endfor %}{{ ns.x }}"),
+]:
+    write(f"corpus/template/{name}", source)
+schema = lambda schema: {"prompt": "a", "max_tokens": 2, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+for name, body in [
+    ("schema", schema({"type": "object", "properties": {"a": {"enum": ["x", 1]}}})),
+    ("schema-range", schema({"type": "integer", "minimum": -1e300, "maximum": 1e300})),
+    ("schema-enum", schema({"enum": [f"v{n}" for n in range(500)]})), ("spaces", {"prompt": " " * 30000 + "x", "max_tokens": 1}),
+]:
+    write(f"corpus/http/{name}", bytes([0]) + compact(body).encode())
+answer = {"tokens": [1, 2], "ttft": 0.01, "tpot": 0.001, "alone": True, "busySeconds": 1.5, "process": "p", "nonFinite": 0}
+write("corpus/peer/continuation", compact(answer))
+write("corpus/peer/times", compact({**answer, "ttft": -5}).replace("0.001", "1e999"))
+index = {"metadata": {}, "weight_map": {name: "model.safetensors" for name, *_ in llama(257, 8, 8, 4)}}
+for name, which, value in [
+    ("index", 0, index), ("index-outside", 0, {"weight_map": {"a": "../model.safetensors"}}),
+    ("generation", 1, {"eos_token_id": [256, 3], "temperature": 0.6}),
+    ("tokenizer", 2, {"bos_token": "<s>", "eos_token": {"content": "<eos>"}, "chat_template": TEMPLATE}),
+    ("templates", 2, {"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": TEMPLATE}]}),
+]:
+    write(f"corpus/beside/{name}", bytes([which]) + compact(value).encode())
+write("corpus/confidence/calibration", compact({"bins": [{"upTo": 0.5, "agreement": 0.25, "positions": 10}, {"upTo": 1, "agreement": 0.9, "positions": 10}]}))
+write("corpus/probes/lines", compact({"id": 1, "prompt": "a é"}) + "\n\n" + compact({"messages": [{"role": "user", "content": "b"}]}) + "\n")

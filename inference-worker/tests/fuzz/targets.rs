@@ -4,9 +4,9 @@
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use inference_worker::compare::halves;
+use inference_worker::compare::{Probes, continuation, halves};
 use inference_worker::model::{ChatMessage, KvBits, LoadOptions, Model, ModelConfig, Text};
-use inference_worker::serve::{Settings, Worker, internal_router, public_router};
+use inference_worker::serve::{CONFIDENCE_FILE, Confidence, Settings, Worker, internal_router, public_router};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tower::ServiceExt;
 pub(super) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(super) const TARGETS: [Target; 7] = [
+pub(super) const TARGETS: [Target; 11] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("config", config),
@@ -26,6 +26,10 @@ pub(super) const TARGETS: [Target; 7] = [
     ("template", template),
     ("http", http),
     ("frames", frames),
+    ("peer", peer),
+    ("beside", beside),
+    ("confidence", confidence),
+    ("probes", probes),
 ];
 
 /// The model that stands beside what is fuzzed: the smallest that loads.
@@ -74,9 +78,20 @@ pub(super) fn config(bytes: &[u8]) {
     load(dir.path());
 }
 
-/// A tokenizer.
+/// A tokenizer: one that loads must also read, and say what it read.
 pub(super) fn tokenizer(bytes: &[u8]) {
-    let _ = Text::load(with("tokenizer.json", bytes, &["config.json"]).path());
+    let Ok(text) = Text::load(with("tokenizer.json", bytes, &["config.json"]).path()) else { return };
+    // The file holds words that it treats in a way of its own.
+    let own = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]);
+    for sample in ["", "aaa", "a b\t1 é\u{1f980}", &own] {
+        for ids in [text.encode(sample), text.encode_chat(sample)] {
+            let Ok(ids) = ids else { continue };
+            let _ = (text.decode(&ids), text.decode_all(&ids));
+            let mut stream = text.stream();
+            let _ = ids.iter().take(64).try_for_each(|id| stream.push(*id).map(|_| ()));
+            let _ = stream.finish();
+        }
+    }
 }
 
 /// A chat template.
@@ -151,4 +166,41 @@ pub(super) fn frames(bytes: &[u8]) {
     let decoded = halves::decode(body);
     assert_eq!(decoded.is_some(), body.len().is_multiple_of(2));
     assert!(decoded.is_none_or(|numbers| numbers.len() == body.len() / 2));
+}
+
+/// A peer's continuation of a prompt, as a comparison reads it.
+pub(super) fn peer(bytes: &[u8]) {
+    const TOKENS: u32 = 4;
+    if let Some(found) = continuation(bytes, TOKENS) {
+        assert!(found.tokens.len() <= TOKENS as usize);
+        assert!([found.ttft, found.tpot, found.busy_seconds].iter().all(|time| time.is_finite() && *time >= 0.0));
+    }
+}
+
+/// A file that belongs to a model and is not its configuration: the first byte names it.
+pub(super) fn beside(bytes: &[u8]) {
+    let Some((which, content)) = bytes.split_first() else { return };
+    let names = ["model.safetensors.index.json", "generation_config.json", "tokenizer_config.json"];
+    let dir = with(names[*which as usize % 3], content, &["config.json", "model.safetensors", "tokenizer.json"]);
+    let _ = ModelConfig::load(dir.path());
+    if let Ok(text) = Text::load(dir.path()) {
+        let _ = text.chat(&[ChatMessage { role: "user".to_owned(), content: "x".to_owned() }], true);
+    }
+    load(dir.path());
+}
+
+/// A calibration.
+pub(super) fn confidence(bytes: &[u8]) {
+    let _ = Confidence::load(with(CONFIDENCE_FILE, bytes, &[]).path());
+}
+
+/// A probe file, and what comparisons and reports ask of it.
+pub(super) fn probes(bytes: &[u8]) {
+    static TEXT: OnceLock<Text> = OnceLock::new();
+    let text = TEXT.get_or_init(|| Text::load(&model()).expect("the model beside loads"));
+    let dir = with("probes.jsonl", bytes, &[]);
+    let Ok(probes) = Probes::read(Some(&dir.path().join("probes.jsonl"))) else { return };
+    for probe in 0..probes.len() {
+        let _ = (probes.id(probe), probes.text(probe), probes.tokens(probe, text));
+    }
 }

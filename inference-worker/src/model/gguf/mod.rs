@@ -16,7 +16,7 @@ mod tokenizer;
 
 pub(super) use config::config;
 pub(super) use load::load;
-pub(super) use tokenizer::tokenizer;
+pub(super) use tokenizer::{Carried, tokenizer};
 
 use super::LoadError;
 use reader::{Gguf, Kind};

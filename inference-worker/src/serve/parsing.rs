@@ -1,0 +1,127 @@
+//! Where requests are read: JSON, tokenizer, chat template and schema, off the threads that serve connections.
+//!
+//! How long that takes and what memory it needs is up to the client and to the files of the model, so few are read at
+//! once, the others wait, and both have the time that the request has. Small and large bodies wait apart: a large one
+//! may take seconds, and nobody's chat should wait for it.
+
+use super::account::ErrorClass;
+use super::error::ApiError;
+use super::follow::Time;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+/// Bodies above this size are large.
+const SMALL_BODY: usize = 16 << 10;
+/// Bodies that are read at once.
+const SMALL_AT_ONCE: usize = 4;
+const LARGE_AT_ONCE: usize = 2;
+/// What reading takes per byte of a body: its JSON, and where each byte is a token its word, its token's text and
+/// numbers. Measured on the worst text of the tests, rounded up.
+const BYTES_PER_BYTE: usize = 160;
+
+/// Most bytes that reading requests takes at once, where bodies have at most `most` bytes. Chat templates are not in
+/// it: what they may make is bounded by their fuel, and what they make of a chat is no longer than a body.
+pub(super) const fn memory(most: usize) -> usize {
+    (SMALL_AT_ONCE * SMALL_BODY + LARGE_AT_ONCE * most) * BYTES_PER_BYTE
+}
+
+/// The places at which requests are read.
+pub(crate) struct Desk {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+/// Why a request was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// No place became free in time.
+    Crowded,
+    /// Reading took too long. It goes on, and holds its place until it ends.
+    Late,
+    /// It panicked.
+    Broken,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        let places = |count| Arc::new(Semaphore::new(count));
+        Self { small: places(SMALL_AT_ONCE), large: places(LARGE_AT_ONCE) }
+    }
+}
+
+impl Desk {
+    /// Runs `work` on a body of so many bytes, within the request's time.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        time: &Time,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unread> {
+        let until = Instant::from_std(time.arrival + time.limit);
+        let places = if bytes <= SMALL_BODY { &self.small } else { &self.large };
+        let waiting = timeout_at(until, Arc::clone(places).acquire_owned()).await;
+        let place = waiting.map_err(|_| Unread::Crowded)?.map_err(|_| Unread::Broken)?;
+        let working = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        timeout_at(until, working).await.map_err(|_| Unread::Late)?.map_err(|_| Unread::Broken)
+    }
+}
+
+impl Unread {
+    /// What a client is answered, and how it counts; `None`: as a client that went away.
+    pub(super) fn answer(self, time: &Time) -> (ApiError, Option<ErrorClass>) {
+        let ours = |class| (!time.by_client).then_some(class);
+        match self {
+            Self::Crowded => (ApiError::crowded(), ours(ErrorClass::Overloaded)),
+            Self::Late => {
+                let message = format!("the request was not read within {:?}", time.limit);
+                (ApiError::deadline(message), ours(ErrorClass::Timeout))
+            }
+            Self::Broken => {
+                let message = "the request could not be read";
+                (ApiError::internal("parsing_failed", message), Some(ErrorClass::Server))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::{self, Duration};
+
+    fn within(limit: Duration, by_client: bool) -> Time {
+        Time { arrival: time::Instant::now(), limit, first: None, by_client }
+    }
+
+    #[tokio::test]
+    async fn few_are_read_at_once_and_the_others_wait_no_longer_than_their_time() {
+        let desk = Desk::default();
+        let (long, short) = (within(Duration::from_mins(1), false), within(Duration::from_millis(1), false));
+        let large = SMALL_BODY + 1;
+        let mut ends = Vec::new();
+        for _ in 0..LARGE_AT_ONCE {
+            let (end, ended) = mpsc::channel::<()>();
+            ends.push(end);
+            assert_eq!(desk.run(large, &short, move || ended.recv().is_err()).await, Err(Unread::Late));
+        }
+        assert_eq!(desk.run(large, &short, || ()).await, Err(Unread::Crowded), "who is late keeps the place");
+        assert_eq!(desk.run(SMALL_BODY, &long, || 5).await, Ok(5), "small bodies wait for small ones alone");
+        drop(ends.pop());
+        assert_eq!(desk.run(large, &long, || 6).await, Ok(6), "whoever waits gets a place that becomes free");
+        assert_eq!(desk.run(1, &long, || panic!("a fault")).await, Err::<(), _>(Unread::Broken));
+    }
+
+    #[test]
+    fn a_clients_own_time_is_no_error_of_ours() {
+        let (ours, theirs) = (within(Duration::ZERO, false), within(Duration::ZERO, true));
+        for (unread, class) in [(Unread::Crowded, ErrorClass::Overloaded), (Unread::Late, ErrorClass::Timeout)] {
+            assert_eq!((unread.answer(&ours).1, unread.answer(&theirs).1), (Some(class), None));
+        }
+        assert_eq!(Unread::Broken.answer(&theirs).1, Some(ErrorClass::Server));
+    }
+}
