@@ -245,6 +245,7 @@ fn settings(args: Args) -> Settings {
             prefill_chunk: args.prefill_chunk as usize,
             prefill_budget: args.prefill_budget,
             prefix_tokens: args.prefix_cache,
+            ..engine::Options::default()
         },
         threads: args.threads.map_or_else(super::cpus, usize::from),
         kv_bits: args.kv_bits,

@@ -112,7 +112,8 @@ impl MemoryPlan {
 
     /// This plan, if one sequence that fills the context fits in so many bytes: the system ends a process that has less.
     fn within(self, memory: usize) -> Result<Self, BudgetTooSmall> {
-        let one = Self { sequences: 1, kept: 0, kept_tokens: 0, ..self };
+        // What may fail alone is left out.
+        let one = Self { sequences: 1, kept: 0, kept_tokens: 0, requests: 0, ..self };
         if one.total() > memory {
             return Err(BudgetTooSmall { budget: memory, machine: true, plan: one });
         }
