@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 const SMALL_BODY: usize = 16 << 10;
 /// Bodies that are read at once.
 const SMALL_AT_ONCE: usize = 4;
-const LARGE_AT_ONCE: usize = 2;
+const LARGE_AT_ONCE: usize = 1;
 /// What reading takes per byte of a body: its JSON, and where each byte is a token its word, its token's text and
 /// numbers. Measured on the worst text of the tests, rounded up.
 const BYTES_PER_BYTE: usize = 160;
