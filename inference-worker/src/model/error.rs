@@ -228,6 +228,12 @@ pub enum TextError {
     /// The operating system gave no thread for the chat template.
     #[error("the thread of the chat template did not start")]
     Thread(#[source] std::io::Error),
+    /// An example of some words took too long.
+    #[error("it did not end within {limit:?} on some words")]
+    Late {
+        /// The time that it had.
+        limit: std::time::Duration,
+    },
     /// More messages than a template may be run on.
     #[error("the chat has {messages} messages of {bytes} bytes together; send fewer or shorter ones")]
     ChatTooLong {

@@ -13,12 +13,16 @@ use chat::Template;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 use tokenizer::Bounds;
 use tokenizers::Tokenizer;
 
 /// Bytes of a text after its normalizer: four times what a request's body holds.
 const MAX_TEXT: usize = 4 << 20;
+/// Time for an example of some words.
+const EXAMPLE_TIME: Duration = Duration::from_secs(10);
 /// Tokens that a stream holds back while they decode to an incomplete character; a character has at most four bytes,
 /// and a byte-level token at least one.
 const HELD_BACK: usize = 8;
@@ -102,7 +106,7 @@ impl Text {
             tokenizer_hash: hex(&Sha256::digest(&bytes)),
             template_hash: String::new(),
         };
-        text.probe().map_err(|error| failed(error.into()))?;
+        text.tried(Self::probe, EXAMPLE_TIME).map_err(|error| failed(error.into()))?;
         text.with_template(dir, carried)
     }
 
@@ -130,7 +134,7 @@ impl Text {
         let compiled = Template::compile(source);
         let compiled = compiled.map_err(|source| LoadError::Template { path: path.clone(), source })?;
         self.template = Some(Arc::new(compiled));
-        self.probe_chat().map_err(|source| LoadError::Chat { path, source })?;
+        self.tried(Self::probe_chat, EXAMPLE_TIME).map_err(|source| LoadError::Chat { path, source })?;
         Ok(self)
     }
 
@@ -156,6 +160,18 @@ impl Text {
     /// Most bytes of a text that `tokens` tokens can hold, where that is certain.
     pub(crate) fn most_bytes(&self, tokens: usize) -> Option<usize> {
         self.bounds.widest.map(|widest| widest.saturating_mul(tokens))
+    }
+
+    /// Tries an example, which may not end: then its thread is left behind, and the model is refused.
+    fn tried(&self, example: fn(&Self) -> Result<(), TextError>, limit: Duration) -> Result<(), TextError> {
+        let (done, ended) = mpsc::channel();
+        let text = self.clone();
+        let trying = move || {
+            // Nobody waits any more where it is late.
+            let _ = done.send(example(&text));
+        };
+        thread::Builder::new().name("example".to_owned()).spawn(trying).map_err(TextError::Thread)?;
+        ended.recv_timeout(limit).unwrap_or(Err(TextError::Late { limit }))
     }
 
     fn probe(&self) -> Result<(), TextError> {

@@ -7,8 +7,10 @@
 use super::account::ErrorClass;
 use super::error::ApiError;
 use super::follow::Time;
+use super::public::MAX_BODY;
+use axum::body::{Body, HttpBody};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 /// Bodies above this size are large.
@@ -16,20 +18,23 @@ const SMALL_BODY: usize = 16 << 10;
 /// Bodies that are read at once.
 const SMALL_AT_ONCE: usize = 4;
 const LARGE_AT_ONCE: usize = 1;
-/// What reading takes per byte of a body: its JSON, and where each byte is a token its word, its token's text and
-/// numbers. Measured on the worst text of the tests, rounded up.
+/// Bytes of large bodies that are here at once, in KiB: more are refused, however slowly they come.
+const ROOM: usize = 32 << 10;
+/// What reading takes per byte of a body, where each byte is a word and a token with its text and numbers: 140 were seen
+/// of a million spaces.
 const BYTES_PER_BYTE: usize = 160;
 
-/// Most bytes that reading requests takes at once, where bodies have at most `most` bytes. Chat templates are not in
+/// Most bytes that reading requests takes at once. Chat templates are not in
 /// it: what they may make is bounded by their fuel, and what they make of a chat is no longer than a body.
-pub(super) const fn memory(most: usize) -> usize {
-    (SMALL_AT_ONCE * SMALL_BODY + LARGE_AT_ONCE * most) * BYTES_PER_BYTE
+pub(super) const fn memory() -> usize {
+    (SMALL_AT_ONCE * SMALL_BODY + LARGE_AT_ONCE * MAX_BODY) * BYTES_PER_BYTE + (ROOM << 10)
 }
 
 /// The places at which requests are read.
 pub(crate) struct Desk {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    room: Arc<Semaphore>,
 }
 
 /// Why a request was not read.
@@ -46,11 +51,25 @@ pub(super) enum Unread {
 impl Default for Desk {
     fn default() -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
-        Self { small: places(SMALL_AT_ONCE), large: places(LARGE_AT_ONCE) }
+        Self { small: places(SMALL_AT_ONCE), large: places(LARGE_AT_ONCE), room: places(ROOM) }
     }
 }
 
 impl Desk {
+    /// Room for a body that has not been read: what it says it has, or all that it may have. Small ones need none, so
+    /// that whoever fills the room with large ones keeps nobody's chat out.
+    ///
+    /// # Errors
+    /// 429 where there is no room.
+    pub(super) fn room(&self, body: &Body) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        let bytes = body.size_hint().upper().map_or(MAX_BODY, |bytes| bytes.min(MAX_BODY as u64) as usize);
+        if bytes <= SMALL_BODY {
+            return Ok(None);
+        }
+        let kib = bytes.div_ceil(1 << 10) as u32;
+        Arc::clone(&self.room).try_acquire_many_owned(kib).map(Some).map_err(|_| ApiError::crowded())
+    }
+
     /// Runs `work` on a body of so many bytes, within the request's time.
     pub(super) async fn run<T: Send + 'static>(
         &self,
@@ -114,6 +133,19 @@ mod tests {
         drop(ends.pop());
         assert_eq!(desk.run(large, &long, || 6).await, Ok(6), "whoever waits gets a place that becomes free");
         assert_eq!(desk.run(1, &long, || panic!("a fault")).await, Err::<(), _>(Unread::Broken));
+    }
+
+    #[test]
+    fn large_bodies_have_so_much_room_and_small_ones_need_none() {
+        let desk = Desk::default();
+        let large = || desk.room(&Body::from(vec![b'x'; MAX_BODY]));
+        let taken: Vec<_> = (0..64).map(|_| large().unwrap()).collect();
+        assert_eq!(large().err(), Some(ApiError::crowded()));
+        let unknown = Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        assert_eq!(desk.room(&unknown).err(), Some(ApiError::crowded()), "it may be as large");
+        assert!(desk.room(&Body::from(vec![b'x'; SMALL_BODY])).is_ok());
+        drop(taken);
+        assert!(large().is_ok());
     }
 
     #[test]

@@ -84,6 +84,8 @@ async fn chat_completions(State(worker): State<Arc<Worker>>, headers: HeaderMap,
 }
 
 async fn answer(worker: &Arc<Worker>, kind: Kind, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
+    // Until the answer is on its way: the next tier may be sent the body.
+    let _room = worker.desk.room(&body)?;
     let body = read(body).await?;
     // The clock starts when the request is complete: a slow client is not a slow model.
     let arrival = Instant::now();

@@ -7,7 +7,6 @@ use super::defaults::{Defaults, DefaultsError, GenerationConfig};
 use super::metrics::{Build, Metrics, Names};
 use super::openai::Limits;
 use super::parsing::{self, Desk};
-use super::public::MAX_BODY;
 use super::split;
 use super::upstream::{Upstream, UpstreamSettings};
 use super::users::Users;
@@ -288,7 +287,7 @@ impl Worker {
         match model {
             Runner::Cpu(model) => {
                 model.self_test().map_err(StartError::SelfTest)?;
-                let engine = engine::Options { request_bytes: parsing::memory(MAX_BODY), ..engine };
+                let engine = engine::Options { request_bytes: parsing::memory(), ..engine };
                 let plan = MemoryPlan::of(model, &engine, memory_budget).map_err(StartError::Budget)?;
                 tracing::info!(total = plan.total(), budget = memory_budget, %plan, "memory in bytes at most");
                 self.account.metrics().set_plan(&plan.parts());

@@ -187,7 +187,7 @@ for name, parts in [
     write(f"corpus/tokenizer/{name}", with_tokenizer(**parts))
 nested = "{% set ns=namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x=[ns.x] %}{% endfor %}"
 for name, source in [
-    ("undefined", "{{ messages[0].nope.x }}"), ("nots", "{{ " + "not " * 9000 + "1 }}"), ("signs", "{{ " + "-" * 60000 + "1 }}"),
+    ("undefined", "{{ messages[0].nope.x }}"), ("nots", "{{ " + "not " * 900 + "1 }}"), ("signs", "{{ " + "-" * 4000 + "1 }}"),
     ("nested", nested + "{{ ns.x|tojson }}"), ("nested-drop", "{% for j in range(6) %}" + nested + "{% endfor %}ok"),
     ("joined", "{% set ns=namespace(x='a') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x|length }}"),
     ("shared", "{% set ns=namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x=[ns.x,ns.x] %}{% endfor %}{{ ns.x }}"),

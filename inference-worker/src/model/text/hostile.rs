@@ -96,8 +96,6 @@ fn a_text_that_cannot_fit_is_known_where_each_byte_is_in_a_token() {
 
 #[test]
 fn a_panic_in_the_tokenizer_is_an_error_of_the_model() {
-    let broken: Result<(), TextError> = Err(TextError::Tokenizer("x".into()));
-    assert!(!broken.unwrap_err().is_of_the_request());
     // What a loaded tokenizer never is: the library asserts.
     let panicking = json!({"type": "FixedLength", "length": 0});
     let dir = folder();
@@ -106,10 +104,7 @@ fn a_panic_in_the_tokenizer_is_an_error_of_the_model() {
     let tokenizer = tokenizer::parse(json.to_string().as_bytes()).unwrap();
     let error = tokenizer::ids(&tokenizer, "SECRET", true).unwrap_err();
     let said = format!("{error} {error:?}");
-    assert!(
-        matches!(error, TextError::Tokenizer(_)) && said.contains("Panicked") && !said.contains("SECRET"),
-        "{said}"
-    );
+    assert!(!error.is_of_the_request() && said.contains("Panicked") && !said.contains("SECRET"), "{said}");
 }
 
 #[test]
@@ -206,4 +201,14 @@ fn a_long_chat_is_served_and_an_endless_one_refused() {
     let chat = vec![message("user", "a"); 2000];
     let Err(error @ TextError::ChatTooLong { messages: 2000, .. }) = text.chat(&chat, true) else { panic!() };
     assert!(error.is_of_the_request());
+}
+
+#[test]
+fn an_example_that_does_not_end_is_not_waited_for() {
+    let text = Text::load(folder().path()).unwrap();
+    let endless = |_: &Text| -> Result<(), TextError> {
+        thread::sleep(Duration::MAX);
+        Ok(())
+    };
+    assert!(matches!(text.tried(endless, Duration::from_millis(1)), Err(TextError::Late { .. })));
 }
