@@ -211,16 +211,19 @@ async fn penalties_keep_a_model_from_repeating_itself() {
     let dir = tempfile::tempdir().unwrap();
     let worker = tiny(&dir).await;
     let distinct = async |penalty: Value| {
-        let mut body = json!({"prompt": [7], "max_tokens": 60, "temperature": 0, "ignore_eos": true, "logprobs": 0});
+        let mut body = json!({
+            "messages": [{"role": "user", "content": "x"}],
+            "max_tokens": 100, "temperature": 0, "ignore_eos": true, "logprobs": true,
+        });
         body.as_object_mut().unwrap().extend(penalty.as_object().unwrap().clone());
-        let request = Request::post(COMPLETIONS).body(Body::from(body.to_string())).unwrap();
+        let request = Request::post(CHAT).body(Body::from(body.to_string())).unwrap();
         let answer = object(ask(&worker, request).await).await;
-        let logs = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
-        logs.iter().map(|log| (log.as_f64().unwrap() * 1e6) as i64).collect::<std::collections::BTreeSet<_>>().len()
+        let said = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+        said.iter().map(|token| token["bytes"].to_string()).collect::<std::collections::BTreeSet<_>>().len()
     };
     let plain = distinct(json!({})).await;
-    assert!(distinct(json!({"frequency_penalty": 2})).await > plain, "{plain} of 60");
-    assert!(distinct(json!({"repetition_penalty": 1.5})).await > plain, "{plain} of 60");
+    assert!(distinct(json!({"frequency_penalty": 2})).await > plain, "{plain} of 100");
+    assert!(distinct(json!({"repetition_penalty": 1.5})).await > plain, "{plain} of 100");
 }
 
 #[tokio::test]

@@ -244,7 +244,7 @@ fn check(
     let stops = stops(fields, processors.min_tokens, limits.vocabulary)?;
     if form.is_some() && (stops.ignore_eos || stops.min_tokens > 0) {
         let name = if stops.ignore_eos { "ignore_eos" } else { "min_tokens" };
-        let message = format!("`{name}` contradicts a form: such an answer ends where the form ends; leave one out");
+        let message = format!("`{name}` contradicts a form: such an answer ends where the form ends; leave it out");
         return Err(ApiError::invalid(name, message));
     }
     let stream = fields.take("stream")?.unwrap_or(false);
