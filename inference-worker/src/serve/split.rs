@@ -220,6 +220,7 @@ pub(super) async fn feedback(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
+    let _room = worker.desk.room(&body)?;
     let bytes = read(body).await?;
     let said: Said = serde_json::from_slice(&bytes).map_err(|error| {
         ApiError::malformed(format!("the body must be {{\"id\": \"<id of the answer>\", \"value\": 0 to 1}}: {error}"))
