@@ -139,7 +139,7 @@ mod tests {
     fn large_bodies_have_so_much_room_and_small_ones_need_none() {
         let desk = Desk::default();
         let large = || desk.room(&Body::from(vec![b'x'; MAX_BODY]));
-        let taken: Vec<_> = (0..64).map(|_| large().unwrap()).collect();
+        let taken: Vec<_> = (0..(ROOM << 10) / MAX_BODY).map(|_| large().unwrap()).collect();
         assert_eq!(large().err(), Some(ApiError::crowded()));
         let unknown = Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
         assert_eq!(desk.room(&unknown).err(), Some(ApiError::crowded()), "it may be as large");
