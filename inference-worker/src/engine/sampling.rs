@@ -59,7 +59,7 @@ impl Sampler {
         let share = f64::from(top_p);
         let chance = self.random.unit();
         // `top_p` is a share of what `top_k` left, so with both the set of `top_k` comes first.
-        let mut kept = if top_k == 0 || top_k >= vocabulary {
+        let kept = if top_k == 0 || top_k >= vocabulary {
             let masses = row.masses(weight);
             let total: f64 = masses.iter().sum();
             if top_p >= 1.0 {
@@ -73,6 +73,8 @@ impl Sampler {
             kept
         } else {
             let mut kept = row.largest(top_k);
+            // Whatever order the selection leaves, a seed draws the same token.
+            kept.sort_unstable_by_key(|entry| entry.token);
             for entry in &mut kept {
                 entry.value = weight.of(entry.value);
             }
@@ -83,8 +85,6 @@ impl Sampler {
             }
             kept
         };
-        // Whatever order a selection leaves, a seed draws the same token.
-        kept.sort_unstable_by_key(|entry| entry.token);
         let target = chance * mass(&kept);
         pick(kept.into_iter(), target)
     }

@@ -122,8 +122,18 @@ impl<'a> Row<'a> {
             if weight.of(peak) < least {
                 continue;
             }
-            let entries = block.iter().zip(begin..).map(|(&x, token)| Entry { value: weight.of(x), token });
-            found.extend(entries.filter(|entry| entry.value >= least && entry.value > 0.0));
+            // All of a block first: that is done with vectors.
+            let mut weights = [0.0; BLOCK];
+            for (slot, &x) in weights.iter_mut().zip(block) {
+                *slot = weight.of(x);
+            }
+            // Each one is written and stays if it is heavy enough: a branch would be guessed wrong too often.
+            let (mut heavy, mut count) = ([Entry { value: 0.0, token: 0 }; BLOCK], 0);
+            for ((&value, token), _) in weights.iter().zip(begin..).zip(block) {
+                heavy[count] = Entry { value, token };
+                count += usize::from(value >= least && value > 0.0);
+            }
+            found.extend_from_slice(&heavy[..count]);
         }
         found
     }
