@@ -120,8 +120,8 @@ fn no_field_names_a_namespace_or_a_url() {
         walk(support::schema(kind), kind, &mut |path, _| {
             let name = path.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
             for word in ["namespace", "url", "uri", "endpoint", "host", "address", "webhook"] {
-                // Names under which a gateway listens, and a directory of the nodes: the operator calls none of them.
-                let harmless = ["hostnames", "hostnames[]", "previewhost", "hostpath"].contains(&name.as_str());
+                // Names under which a gateway listens: the operator calls none of them.
+                let harmless = ["hostnames", "hostnames[]", "previewhost"].contains(&name.as_str());
                 assert!(harmless || !name.contains(word), "{path}");
             }
         });

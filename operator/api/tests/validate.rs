@@ -12,7 +12,7 @@ use bitnet_api::{
 use bitnet_core::{
     Span,
     evidence::{Gate, Percentiles, ProbeSettings},
-    model::{DeletionPolicy, Fallback, FallbackBalance, RouteTarget, Settings, Source, WeightsCache},
+    model::{DeletionPolicy, Fallback, FallbackBalance, RouteTarget, Settings, Source},
 };
 use proptest::{
     prelude::{Just, ProptestConfig, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest},
@@ -128,7 +128,7 @@ fn everything_that_can_be_given_is_taken() {
         kv_bits: Some(4),
         head: Some("screened"),
         memory_budget: Some(3 << 29),
-        weights_cache: Some(WeightsCache::Claim("weights".into())),
+        weights_cache: Some("weights".into()),
         request_timeout: Some(Span(120_000)),
         fallback: Some(Fallback {
             min_confidence: Some(0.95),

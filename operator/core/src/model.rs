@@ -134,21 +134,13 @@ pub struct Settings {
     pub head: Option<&'static str>,
     /// Bytes for weights, cache and passes; by default as much as they take.
     pub memory_budget: Option<u64>,
-    /// Where repacked weights are kept; by default nowhere.
-    pub weights_cache: Option<WeightsCache>,
+    /// Name of the claim of the rollout's namespace that keeps repacked weights, for later starts and for the other pods
+    /// of a node; by default none.
+    pub weights_cache: Option<String>,
     /// From the arrival of a request to the end of its answer.
     pub request_timeout: Option<Span>,
     /// Single requests may be answered by fp16; `None`: what the model fails has failed.
     pub fallback: Option<Fallback>,
-}
-
-/// Where weights lie in the kernels' layout, for later starts and for the other pods of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WeightsCache {
-    /// Name of a claim in the rollout's namespace.
-    Claim(String),
-    /// A directory of the nodes.
-    HostPath(String),
 }
 
 /// Single requests that fp16 answers in the model's place, before the first byte.

@@ -7,16 +7,16 @@ use bitnet_api::keys::label;
 use bitnet_api::worker::{INTERNAL_PORT, PUBLIC_PORT};
 use bitnet_core::{
     Span,
-    model::{FallbackBalance, Rollout, Serving, Source, WeightsCache},
+    model::{FallbackBalance, Rollout, Serving, Source},
     plan::Grow,
 };
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, HostPathVolumeSource,
-            ImageVolumeSource, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            SeccompProfile, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, ImageVolumeSource,
+            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile,
+            SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -75,7 +75,7 @@ pub(super) fn render(config: &Config, rollout: &Rollout, grow: &Grow, owner: &Ow
 }
 
 fn pod(config: &Config, pool: &Pool, rollout: &Rollout, serving: &Serving) -> PodSpec {
-    let claim = matches!(serving.settings.weights_cache, Some(WeightsCache::Claim(_))).then_some(());
+    let claim = serving.settings.weights_cache.as_ref();
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -86,8 +86,8 @@ fn pod(config: &Config, pool: &Pool, rollout: &Rollout, serving: &Serving) -> Po
             run_as_user: Some(USER),
             run_as_group: Some(USER),
             // A claim for weights must be writable; one that is already is not walked through at every start.
-            fs_group: claim.map(|()| USER),
-            fs_group_change_policy: claim.map(|()| "OnRootMismatch".into()),
+            fs_group: claim.map(|_| USER),
+            fs_group_change_policy: claim.map(|_| "OnRootMismatch".into()),
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
@@ -237,22 +237,11 @@ fn sub_path(source: &Source) -> Option<String> {
     Some(path.trim_matches('/').to_owned()).filter(|path| !path.is_empty() && path != ".")
 }
 
-/// A directory of the nodes must be there: one that the kubelet made would belong to root, and no worker could write to it.
+/// The claim of the repacked weights, to write to.
 fn weights_volume(serving: &Serving) -> Option<Volume> {
-    let volume = Volume { name: "weights".into(), ..Volume::default() };
-    Some(match serving.settings.weights_cache.as_ref()? {
-        WeightsCache::Claim(claim) => Volume {
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim.clone(),
-                read_only: None,
-            }),
-            ..volume
-        },
-        WeightsCache::HostPath(path) => Volume {
-            host_path: Some(HostPathVolumeSource { path: path.clone(), type_: Some("Directory".into()) }),
-            ..volume
-        },
-    })
+    let claim_name = serving.settings.weights_cache.clone()?;
+    let claim = PersistentVolumeClaimVolumeSource { claim_name, read_only: None };
+    Some(Volume { name: "weights".into(), persistent_volume_claim: Some(claim), ..Volume::default() })
 }
 
 /// Optional: a missing ConfigMap must not keep the pod from serving; the worker then reports that it has no probe set.

@@ -13,7 +13,7 @@ use bitnet_core::{
     evidence::{Assessment, Finding, Gate, ProbeSettings, Signal, SignalKind, SignalState},
     model::{
         Canary, CanaryStep, Capacity, DeletionPolicy, Fallback, FallbackBalance, HeaderMatch, LatchKey, Pace, Revision,
-        Rollout, RouteTarget, Serving, Settings, Source, Strategy, WeightsCache,
+        Rollout, RouteTarget, Serving, Settings, Source, Strategy,
     },
     observation::{Detour, Detours, Ledger},
     plan::{DecisionRecord, Grow, Plan, PreviewWrite, RouteWrite, Shrink, State, Verdict},

@@ -15,7 +15,7 @@ fn objects_of_a_revision() {
                 kv_bits: Some(4),
                 head: Some("screened"),
                 memory_budget: Some(3 << 29),
-                weights_cache: Some(WeightsCache::Claim("weights".into())),
+                weights_cache: Some("weights".into()),
                 request_timeout: Some(Span::seconds(120)),
                 ..rollout().model.settings
             },
@@ -120,21 +120,16 @@ fn the_service_of_fp16_gives_the_addresses_of_its_pods_and_those_of_routes_have_
 #[test]
 fn repacked_weights_lie_where_the_pods_user_can_write() {
     let with = |cache| pod(Settings { weights_cache: cache, ..Settings::default() });
-    let (none, claim) = (with(None), with(Some(WeightsCache::Claim("weights".into()))));
-    let host = with(Some(WeightsCache::HostPath("/var/lib/weights".into())));
+    let (none, claim) = (with(None), with(Some("weights".into())));
     let group = |pod: &PodSpec| pod.security_context.as_ref().unwrap().fs_group;
-    assert_eq!([group(&none), group(&claim), group(&host)], [None, Some(65_532), None]);
+    assert_eq!([group(&none), group(&claim)], [None, Some(65_532)]);
     let volume = |pod: &PodSpec| pod.volumes.iter().flatten().find(|volume| volume.name == "weights").cloned();
     assert_eq!(volume(&none), None);
     assert_eq!(volume(&claim).unwrap().persistent_volume_claim.unwrap().read_only, None);
-    let directory = volume(&host).unwrap().host_path.unwrap();
-    assert_eq!((directory.path.as_str(), directory.type_.as_deref()), ("/var/lib/weights", Some("Directory")));
-    for pod in [&claim, &host] {
-        let container = &pod.containers[0];
-        let mount = container.volume_mounts.iter().flatten().find(|mount| mount.name == "weights").unwrap();
-        assert_eq!((mount.mount_path.as_str(), mount.read_only), ("/weights", None));
-        assert!(container.args.as_ref().unwrap().join(" ").contains("--weights-cache /weights"));
-    }
+    let container = &claim.containers[0];
+    let mount = container.volume_mounts.iter().flatten().find(|mount| mount.name == "weights").unwrap();
+    assert_eq!((mount.mount_path.as_str(), mount.read_only), ("/weights", None));
+    assert!(container.args.as_ref().unwrap().join(" ").contains("--weights-cache /weights"));
 }
 
 #[test]

@@ -263,27 +263,15 @@ impl Head {
     }
 }
 
-/// Where repacked weights are kept: exactly one kind. Workers run as user and group 65532 and must be able to write there;
-/// one that cannot says so in its log and serves without.
+/// Where repacked weights are kept. Workers run as user and group 65532 and must be able to write there; one that cannot
+/// says so in its log and serves without.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(
-    validation = Rule::new("has(self.persistentVolumeClaim) != has(self.hostPath)")
-        .message("exactly one of persistentVolumeClaim and hostPath must be given"),
-    validation = Rule::new("!has(self.hostPath) || !self.hostPath.split('/').exists(part, part in ['.', '..'])")
-        .message("hostPath must not contain the parts `.` and `..`").field_path(".hostPath"),
-)]
 #[serde(rename_all = "camelCase")]
 pub struct WeightsCacheSpec {
     /// Name of a claim in the rollout's namespace that the pods may write to. Pods on several nodes need one that several
     /// nodes may mount.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub persistent_volume_claim: Option<String>,
-    /// A directory of the nodes, as an absolute path. It must be there and belong to user 65532, and the namespace must
-    /// allow such volumes: the Pod Security levels `baseline` and `restricted` do not, and pods are then not created.
-    #[schemars(length(min = 2, max = 512), regex(pattern = r"^/[-._a-zA-Z0-9/]*[-._a-zA-Z0-9][-._a-zA-Z0-9/]*$"))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_path: Option<String>,
+    pub persistent_volume_claim: String,
 }
 
 /// Single requests that fp16 answers in the model's place. Those that it answers because the model failed are errors of

@@ -1,9 +1,9 @@
 //! Settings of a worker: what is not given is the worker's own default.
 
-use super::{HOUR, Refusal, integer, is_plain_path, object_name, span};
+use super::{HOUR, Refusal, integer, object_name, span};
 use crate::units::Memory;
 use crate::v1alpha1::{FallbackBalance, FallbackSpec, Head, ServingSpec, WeightsCacheSpec};
-use bitnet_core::model::{self, Fallback, Settings, WeightsCache};
+use bitnet_core::model::{self, Fallback, Settings};
 
 pub(super) fn settings(field: &str, serving: &ServingSpec, limit: Option<u64>) -> Result<Settings, Refusal> {
     let number = |name: &str, given: Option<i32>, least, most| {
@@ -63,29 +63,9 @@ fn memory_budget(field: String, budget: &Memory, limit: Option<u64>) -> Result<u
     }
 }
 
-fn weights_cache(field: &str, cache: &WeightsCacheSpec) -> Result<WeightsCache, Refusal> {
-    match (&cache.persistent_volume_claim, &cache.host_path) {
-        (Some(claim), None) => {
-            object_name(&format!("{field}.persistentVolumeClaim"), claim)?;
-            Ok(WeightsCache::Claim(claim.clone()))
-        }
-        (None, Some(path)) => {
-            let below_root = path.starts_with('/') && !path.trim_matches('/').is_empty();
-            if !below_root || path.split('/').any(|part| part == "." || part == "..") || !is_plain_path(path) {
-                return Err(Refusal::invalid(
-                    format!("{field}.hostPath"),
-                    "it is a directory of the nodes",
-                    "write an absolute path of at most 512 characters from A-Z a-z 0-9 . _ - / without the parts `.` and `..`, other than /",
-                ));
-            }
-            Ok(WeightsCache::HostPath(path.clone()))
-        }
-        _ => Err(Refusal::invalid(
-            field,
-            "repacked weights are kept in exactly one place",
-            "give either persistentVolumeClaim or hostPath",
-        )),
-    }
+fn weights_cache(field: &str, cache: &WeightsCacheSpec) -> Result<String, Refusal> {
+    object_name(&format!("{field}.persistentVolumeClaim"), &cache.persistent_volume_claim)?;
+    Ok(cache.persistent_volume_claim.clone())
 }
 
 fn fallback(field: &str, spec: &FallbackSpec) -> Result<Option<Fallback>, Refusal> {
