@@ -96,8 +96,8 @@ fn sigterm_drains_and_ends_with_status_0() {
     let mut process = Process::start(dir.path(), &["--revision", "chat-abcdefg234"]);
     let public = process.until_ready();
     let get = |path: &str| Process::get(public, path);
-    process.signal("-TERM");
     let told = Instant::now();
+    process.signal("-TERM");
     while get("/readyz") == 200 {
         assert!(told.elapsed() < Duration::from_millis(900), "readiness must go at once");
     }
