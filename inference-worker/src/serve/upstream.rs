@@ -22,6 +22,8 @@ pub(super) const MOST_HOPS: u32 = 2;
 /// Addresses behind a name are looked up again after this time.
 const FRESH: Duration = Duration::from_secs(5);
 const CONNECT_TIME: Duration = Duration::from_secs(2);
+/// What a deadline may lose on its way to the next tier.
+const ROUNDING: Duration = Duration::from_millis(5);
 /// Endpoints that one request is offered to.
 const ATTEMPTS: usize = 2;
 /// What makes one request out of those of several servers: the gateway's id, and the trace context of W3C.
@@ -96,9 +98,10 @@ impl Errand {
         known.collect()
     }
 
-    /// What fails when the client's time is over fails because of it.
+    /// What fails when the client's time is over fails because of it. The next tier was told whole milliseconds, so for
+    /// it the time may be over a little earlier.
     fn blamed(&self, error: Unanswered) -> Unanswered {
-        if self.left() == Some(Duration::ZERO) { Unanswered::Late } else { error }
+        if self.left().is_some_and(|left| left <= ROUNDING) { Unanswered::Late } else { error }
     }
 
     /// The time that the client still waits; `None`: it has not said how long.

@@ -199,7 +199,7 @@ async fn a_reconcile_is_a_trace_that_a_collector_receives() {
         look(&context(&client)).await.unwrap_err();
     }
     traces.flush();
-    let spans = collector.spans();
+    let spans = collector.arrived().await;
     let one =
         |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no {name}: {spans:?}"));
     let root = one("reconcile");
