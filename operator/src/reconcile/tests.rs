@@ -186,7 +186,7 @@ async fn a_quota_is_told_and_does_not_slow_the_next_look_down() {
 async fn a_reconcile_is_a_trace_that_a_collector_receives() {
     use crate::traces::{
         Traces,
-        tests::{Collector, attribute},
+        tests::{Collector, attribute, beside},
     };
     use tracing_subscriber::layer::SubscriberExt as _;
     let (collector, url) = Collector::listen().await;
@@ -195,6 +195,7 @@ async fn a_reconcile_is_a_trace_that_a_collector_receives() {
         asked.path.contains("/status").then(|| refusal(422, "Invalid", "a test failed"))
     });
     {
+        let _beside = beside();
         let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(traces.layer()));
         look(&context(&client)).await.unwrap_err();
     }

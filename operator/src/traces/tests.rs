@@ -63,6 +63,12 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
+/// To be held beside the subscriber of a test: where there is just one, the library asks the thread that comes first to a
+/// span whether anybody wants it, for all threads; in the tests beside, nobody does.
+pub(crate) fn beside() -> tracing::Dispatch {
+    tracing::Dispatch::new(tracing_subscriber::registry())
+}
+
 /// A span's attribute.
 pub(crate) fn attribute(span: &Span, key: &str) -> Option<String> {
     span.attributes.iter().find(|one| one.key == key).and_then(|one| text(one.value.as_ref()?.value.as_ref()?))
@@ -105,6 +111,7 @@ fn a_collector_is_named_by_the_variables_of_the_specification() {
 async fn requests_are_sent_below_our_spans_and_alone_they_are_not() {
     let (collector, url) = Collector::listen().await;
     let traces = Traces::to(&url).unwrap();
+    let _beside = beside();
     tracing::subscriber::with_default(tracing_subscriber::registry().with(traces.layer()), || {
         let request = || tracing::debug_span!(target: "kube_client::client::builder", "HTTP", otel.name = "get");
         request().in_scope(|| tracing::debug!(target: "kube_client::client::builder", "requesting"));
