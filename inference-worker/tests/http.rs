@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::{BREAKS, FALLS, Fake, Running, SLOW, WAITS, ask, client, counters, fake, object, text, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -30,6 +31,20 @@ async fn raw(fake: &Fake, path: &str, body: impl Into<Body>) -> Response {
 
 async fn post(fake: &Fake, path: &str, body: &Value) -> Response {
     raw(fake, path, body.to_string()).await
+}
+
+fn endless() -> Value {
+    json!({"prompt": WAITS.to_string(), "max_tokens": 200})
+}
+
+/// Two requests that do not end, of which the first one has the only slot and the second one waits.
+async fn crowd(fake: &Fake, running: &Running) -> [JoinHandle<reqwest::Result<reqwest::Response>>; 2] {
+    let ask = || tokio::spawn(client().post(running.url(COMPLETIONS)).json(&endless()).send());
+    let first = ask();
+    until("the first one runs", || fake.engine.running() == 1).await;
+    let second = ask();
+    until("the second one waits", || fake.engine.waiting() == 1).await;
+    [first, second]
 }
 
 /// The data of each event; the last one must be `[DONE]` where the stream is whole.
@@ -192,13 +207,8 @@ async fn bad_requests_are_named_and_not_counted() {
 async fn a_full_queue_answers_429_at_once() {
     let fake = fake("ab", |s| s.engine = Options { max_batch: 1, queue: 1, ..Options::default() }).await;
     let running = Running::start(Arc::clone(&fake.worker)).await;
-    let endless = json!({"prompt": WAITS.to_string(), "max_tokens": 200});
-    let ask = || tokio::spawn(client().post(running.url(COMPLETIONS)).json(&endless).send());
-    let first = ask();
-    until("the first one runs", || fake.engine.running() == 1).await;
-    let second = ask();
-    until("the second one waits", || fake.engine.waiting() == 1).await;
-    let refused = running.post(COMPLETIONS, &endless).await;
+    let crowd = crowd(&fake, &running).await;
+    let refused = running.post(COMPLETIONS, &endless()).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.headers()["retry-after"], "1");
     assert_eq!(refused.headers()[REVISION_HEADER], "chat-abcdefg234");
@@ -206,8 +216,7 @@ async fn a_full_queue_answers_429_at_once() {
     assert_eq!(answer["error"]["code"], "queue_full");
     let counted = counters(&fake).await;
     assert_eq!((counted.errors.overloaded, counted.in_flight), (1, 2));
-    first.abort();
-    second.abort();
+    crowd.iter().for_each(JoinHandle::abort);
 }
 
 #[tokio::test]
@@ -222,17 +231,11 @@ async fn a_request_of_several_answers_is_queued_whole_or_not_at_all() {
         assert!(message.contains("`n`") && message.contains("3 places") && message.contains("--queue"), "{message}");
     }
     let running = Running::start(Arc::clone(&fake.worker)).await;
-    let endless = json!({"prompt": WAITS.to_string(), "max_tokens": 200});
-    let ask = || tokio::spawn(client().post(running.url(COMPLETIONS)).json(&endless).send());
-    let first = ask();
-    until("the first one runs", || fake.engine.running() == 1).await;
-    let second = ask();
-    until("the second one waits", || fake.engine.waiting() == 1).await;
+    let crowd = crowd(&fake, &running).await;
     let refused = running.post(COMPLETIONS, &json!({"prompt": "x", "n": 3})).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(fake.engine.waiting(), 1, "none of the three waits");
-    first.abort();
-    second.abort();
+    crowd.iter().for_each(JoinHandle::abort);
     until("the slot is free", || fake.engine.running() == 0 && fake.engine.waiting() == 0).await;
     let taken = running.post(COMPLETIONS, &json!({"prompt": "x", "n": 3})).await;
     assert_eq!(taken.json::<Value>().await.unwrap()["choices"].as_array().unwrap().len(), 3);

@@ -8,7 +8,7 @@ use super::params::{CacheShape, Kind, Norm, Product, Use};
 use super::weights::plain;
 use crate::engine::Turn;
 use crate::kernels::{Cpu, Dense, Elements, Kernels, Quantized, Rows, Ternary, TernaryProduct};
-use crate::model::{Matrix, Model, Step, Want};
+use crate::model::{Matrix, Model, Step, Want, cosine};
 use crate::random::Random;
 use half::{bf16, f16};
 
@@ -305,12 +305,9 @@ fn compare(a: &[f32], b: &[f32]) -> Option<(f64, f64)> {
         (false, false) => return None,
         _ => return Some((0.0, f64::INFINITY)),
     }
-    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let (aa, bb, ab) = (product(a, a), product(b, b), product(a, b));
-    // Nothing resembles zeros but zeros.
-    let cosine = if aa * bb > 0.0 { ab / (aa * bb).sqrt() } else { f64::from(u8::from(a == b)) };
+    let square = b.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
     let difference = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
-    Some((cosine, (difference / bb.max(f64::MIN_POSITIVE)).sqrt()))
+    Some((cosine(a, b), (difference / square.max(f64::MIN_POSITIVE)).sqrt()))
 }
 
 fn largest(row: &[f32]) -> Option<usize> {

@@ -202,7 +202,8 @@ impl<N: Network> Batch<N> {
             }
             let (capacity, mut start, mut kept) = (sequence.capacity, Start::Read, None);
             // Only users share: what a comparison times must not depend on what was asked before.
-            if self.shares && sequence.shares() {
+            let shares = self.shares && sequence.shares();
+            if shares {
                 let readers = self.running.iter().enumerate().filter(|(_, other)| other.shares());
                 let readers = readers.map(|(sequence, other)| Reader {
                     sequence,
@@ -226,7 +227,7 @@ impl<N: Network> Batch<N> {
                 None => (self.network.new_cache(capacity), 0),
             };
             let sequence = &mut self.running[at];
-            self.seen.looked_up += if self.shares && sequence.shares() { sequence.job.prompt.len() as u64 } else { 0 };
+            self.seen.looked_up += if shares { sequence.job.prompt.len() as u64 } else { 0 };
             (sequence.cache, sequence.read, sequence.reused) = (Some(cache), reused, reused);
             self.seen.reused += reused as u64;
         }

@@ -12,7 +12,7 @@ mod rounding;
 
 pub use append::Append;
 pub(super) use read::{Numbers, Scales};
-pub(super) use rounding::{GROUP, inverse, step, whole};
+pub(super) use rounding::{GROUP, LARGEST, inverse, step, whole};
 
 use rounding::Scale;
 use serde::{Deserialize, Serialize};

@@ -99,20 +99,11 @@ impl Cpu {
             Ok::<(), Infallible>(())
         };
         let Ok(weights) = Ternary::from_codes(rows, columns, fill, |_, _| unreachable!("codes are below 3"));
-        let mut values: Vec<i8> = (0..tokens * columns).map(|_| random.bits() as i8).collect();
-        values[..columns].fill(127);
-        let x = Quantized::from_values(columns, &values, &vec![1.0; tokens]);
-        let expected = values.chunks_exact(columns).flat_map(|values| {
-            let product = |codes: &[u8]| -> i32 {
-                codes.iter().zip(values).map(|(code, value)| (i32::from(*code) - 1) * i32::from(*value)).sum()
-            };
-            codes.chunks_exact(columns).map(product).collect::<Vec<_>>()
-        });
+        let (values, x) = activations(columns, tokens, random);
         let mut out = Rows::new(tokens, rows);
         self.ternary(&x, &mut [TernaryProduct { weights: &weights, divisor: 1.0, factor: 1.0, out: &mut out }]);
         self.spoil("ternary product", &mut out);
-        // Sums of so few products are exact as floats.
-        (0..tokens).flat_map(|token| out.row(token)).copied().eq(expected.map(|sum| sum as f32))
+        are_products(&out, &codes, &values, columns, |products, sum| products - sum)
     }
 
     /// Against plain sums, as the ternary ones.
@@ -130,21 +121,11 @@ impl Cpu {
             Ok::<f32, Infallible>(1.0)
         };
         let Ok(weights) = Codes::from_codes(width, rows, columns, fill);
-        let mut values: Vec<i8> = (0..tokens * columns).map(|_| random.bits() as i8).collect();
-        values[..columns].fill(127);
-        let x = Quantized::from_values(columns, &values, &vec![1.0; tokens]);
-        let expected = values.chunks_exact(columns).flat_map(|values| {
-            let sum = values.iter().map(|value| i32::from(*value)).sum();
-            let product = |codes: &[u8]| {
-                let codes = codes.iter().zip(values).map(|(code, value)| i32::from(*code) * i32::from(*value)).sum();
-                width.product(codes, sum)
-            };
-            codes.chunks_exact(columns).map(product).collect::<Vec<_>>()
-        });
+        let (values, x) = activations(columns, tokens, random);
         let mut out = Rows::new(tokens, rows);
         self.codes(&x, &mut [CodesProduct { weights: &weights, out: &mut out }]);
         self.spoil(product_of(width), &mut out);
-        (0..tokens).flat_map(|token| out.row(token)).copied().eq(expected.map(|sum| sum as f32))
+        are_products(&out, &codes, &values, columns, |products, sum| width.product(products, sum))
     }
 
     fn floats_agree(&self, rows: usize, x: &Rows, random: &mut Random) -> bool {
@@ -200,6 +181,28 @@ impl Cpu {
             })
         })
     }
+}
+
+/// Random rows of integers, the first one as large as they get; scales are 1.
+fn activations(columns: usize, tokens: usize, random: &mut Random) -> (Vec<i8>, Quantized) {
+    let mut values: Vec<i8> = (0..tokens * columns).map(|_| random.bits() as i8).collect();
+    values[..columns].fill(127);
+    let x = Quantized::from_values(columns, &values, &vec![1.0; tokens]);
+    (values, x)
+}
+
+/// Whether these are the plain products of rows of values and rows of codes; `meaning` makes them of the sum of code ×
+/// value and the sum of the values.
+fn are_products(out: &Rows, codes: &[u8], values: &[i8], columns: usize, meaning: impl Fn(i32, i32) -> i32) -> bool {
+    values.chunks_exact(columns).enumerate().all(|(token, values)| {
+        let sum = values.iter().map(|value| i32::from(*value)).sum();
+        let product = |codes: &[u8]| -> i32 {
+            codes.iter().zip(values).map(|(code, value)| i32::from(*code) * i32::from(*value)).sum()
+        };
+        // Sums of so few products are exact as floats.
+        let expected = codes.chunks_exact(columns).map(|codes| meaning(product(codes), sum) as f32);
+        out.row(token).iter().copied().eq(expected)
+    })
 }
 
 fn product_of(width: CodeWidth) -> &'static str {

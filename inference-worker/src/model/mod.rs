@@ -40,6 +40,8 @@ pub(crate) use parts::{LayerParts, Matrix};
 pub use random::{Precision, Shape};
 pub use repacked::WeightsCache;
 pub use self_test::SelfTestError;
+#[cfg(feature = "cuda")]
+pub(crate) use self_test::cosine;
 pub use shared::SharedWeights;
 pub use text::{ChatMessage, Text, TextStream};
 pub(crate) use weights::{Shards, Tensor as StoredTensor};

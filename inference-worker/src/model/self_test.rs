@@ -81,7 +81,8 @@ impl Model {
     }
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+/// Cosine of two rows of finite numbers.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let size = (product(a, a) * product(b, b)).sqrt();
     // Nothing resembles zeros but zeros.

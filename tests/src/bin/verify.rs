@@ -122,9 +122,8 @@ fn aarch64(begin: &Instant) -> Result<()> {
     emulator.with_context(|| format!("the emulator is missing: `apt-get install qemu-user-static`, {left_out}"))?;
     let args = ["test", "--release", "--locked", "--target", TARGET];
     println!("== kernels on AArch64: cargo {} ({:.0} s)", args.join(" "), begin.elapsed().as_secs_f64());
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // An emulator takes some forty times as long for a case.
-    let status = Command::new(cargo)
+    let status = Command::new(program())
         .args(args)
         .env("PROPTEST_CASES", "16")
         .current_dir(&dir)
@@ -154,9 +153,12 @@ fn browser(begin: &Instant) -> Result<()> {
         "--test-threads=1",
     ];
     println!("== the dashboard in a browser: cargo {} ({:.0} s)", args.join(" "), begin.elapsed().as_secs_f64());
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let run =
-        Command::new(cargo).args(args).env("BITNET_AXE", &axe).current_dir(checkout()).stdin(Stdio::null()).output();
+    let run = Command::new(program())
+        .args(args)
+        .env("BITNET_AXE", &axe)
+        .current_dir(checkout())
+        .stdin(Stdio::null())
+        .output();
     let run = run.context("running cargo")?;
     let said = String::from_utf8_lossy(&run.stdout);
     print!("{said}");
@@ -188,10 +190,14 @@ fn monitoring(begin: &Instant) -> Result<()> {
     cargo("dashboards and alerts in a real Prometheus", &args, begin)
 }
 
+/// The cargo that runs this program.
+fn program() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
 fn cargo(name: &str, args: &[&str], begin: &Instant) -> Result<()> {
     println!("== {name}: cargo {} ({:.0} s)", args.join(" "), begin.elapsed().as_secs_f64());
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = Command::new(program())
         .args(args)
         // Only the feature `cuda` looks at it: types without kernels.
         .env("CUDA_KERNELS", "none")

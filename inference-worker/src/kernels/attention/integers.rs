@@ -5,16 +5,15 @@
 //! weights of a block are rounded to whole numbers whose sum is at most 65,500, so that a sum of values fits in 32 bits.
 
 use super::{Scratch, Work};
-use crate::kernels::kv::{COLUMNS, GROUP, KvFormat, Numbers, POSITIONS, Scales, inverse, step, whole};
+use crate::kernels::kv::{COLUMNS, GROUP, KvFormat, LARGEST, Numbers, POSITIONS, Scales, inverse, step, whole};
 use crate::kernels::pairs::Pairs;
 use crate::kernels::simd::exp;
 
 /// Scores may be so much above the running maximum before it moves: what is summed until then shrinks less often.
 const HEADROOM: f32 = 6.0;
-/// Most that the whole numbers of a block's weights add up to, and the largest of them: with rounding, and times the
+/// Most that the whole numbers of a block's weights, each at most [`LARGEST`], add up to: with rounding, and times the
 /// largest value, below 2^31.
 const MOST: f32 = 65_500.0;
-const LARGEST: f32 = 32_767.0;
 
 /// Memory of a thread.
 #[derive(Default)]

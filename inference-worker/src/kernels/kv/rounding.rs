@@ -7,7 +7,7 @@ use half::f16;
 pub(in crate::kernels) const GROUP: usize = 64;
 
 /// Largest whole number of 16 bits; its negative is the smallest one, because a product of two pairs must fit.
-const LARGEST: f32 = 32_767.0;
+pub(in crate::kernels) const LARGEST: f32 = 32_767.0;
 /// A bit less than the root of 2^31: what rounding adds to the length of a row is less than the difference.
 const LENGTH: f32 = 46_300.0;
 /// Rows of smaller numbers become zeros: their squares would not be normal numbers.
